@@ -1,0 +1,1 @@
+"""The `phaul` command: parse, call, show."""

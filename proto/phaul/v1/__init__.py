@@ -1,0 +1,1 @@
+"""Generated code: `phaul.v1.remote_pb2` and its siblings, made by scripts/generate."""
