@@ -1,0 +1,134 @@
+"""phauld's configuration: a TOML file, then the environment, then flags, each over the one before.
+
+Bad configuration is refused as a whole with the place and the reason; nothing is half configured.
+"""
+
+import dataclasses
+import os
+import socket
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from phaul_client.errors import InvalidRequest
+
+ENVIRONMENT_PREFIX: Final = "PHAULD_"
+DEFAULT_PORT: Final = 7707
+DEFAULT_DATA_PORT: Final = 7708
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What one phauld is told. Each field is a key of the file, `PHAULD_<FIELD>` in the environment, and a flag."""
+
+    listen: str = f"127.0.0.1:{DEFAULT_PORT}"  #: HOST:PORT of the gRPC server; port 0 chooses a free one
+    unix: Path = Path("/run/phaul/phauld.sock")  #: the local gRPC socket, mode 0660, root's
+    data_port: int = DEFAULT_DATA_PORT  #: port of the page streams, on the host of `listen`; 0 chooses a free one
+    state_dir: Path = Path("/var/lib/phaul")  #: what must survive a reboot: workloads, records
+    images_dir: Path = Path("/var/lib/phaul/images")  #: images of migrations under way
+    log_dir: Path = Path("/var/log/phaul")  #: the output of workloads
+    node_name: str = field(default_factory=socket.gethostname)  #: how people call this node
+    criu: Path | None = None  #: the criu binary; found by itself when not given
+    insecure: bool = False  #: listen beyond loopback without TLS
+    log_level: str = "info"  #: debug, info, warning or error
+    lease_seconds: float = 30.0  #: an incoming migration whose source is silent for so long is aborted
+    max_incoming: int = 16  #: incoming migrations at a time
+    max_outgoing: int = 16  #: outgoing migrations at a time
+
+    def __post_init__(self) -> None:
+        host, _ = self.address
+        if not self.insecure and host not in ("localhost", "::1") and not host.startswith("127."):
+            raise InvalidRequest(
+                f"listen = {self.listen!r} reaches beyond this machine without TLS: anyone there could move processes",
+                remedy="listen on loopback, or say --insecure on a network that you trust",
+            )
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise InvalidRequest(f"log_level = {self.log_level!r} is none of debug, info, warning, error")
+        if not 0 <= self.data_port <= 65535:
+            raise InvalidRequest(f"data_port = {self.data_port} is not a port")
+        for name in ("lease_seconds", "max_incoming", "max_outgoing"):
+            if getattr(self, name) <= 0:
+                raise InvalidRequest(f"{name} = {getattr(self, name)} must be above 0")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `listen`. Raises `InvalidRequest`."""
+        host, separator, port = self.listen.rpartition(":")
+        if not separator or not host or not port.isdigit() or int(port) > 65535:
+            raise InvalidRequest(f"listen = {self.listen!r} is not HOST:PORT")
+        return host.strip("[]"), int(port)
+
+
+def _line_of(text: str, key: str) -> int:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.split("=")[0].strip().strip("\"'") == key:
+            return number
+    return 1
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """Make `value`, a TOML value or a string, of type `kind`. Raises `ValueError` with the reason."""
+    if isinstance(kind, types.UnionType):
+        (kind,) = (each for each in typing.get_args(kind) if each is not types.NoneType)
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in ("1", "true", "yes", "on"):
+            return True
+        if str(value).lower() in ("0", "false", "no", "off"):
+            return False
+        raise ValueError(f"{value!r} is neither true nor false")
+    if kind in (int, float):
+        if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+            raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}")
+        try:
+            return kind(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}") from None
+    if not isinstance(value, str | Path):
+        raise ValueError(f"{value!r} is not text")
+    if kind is Path:
+        if not Path(value).is_absolute():
+            raise ValueError(f"{str(value)!r} is not an absolute path")
+        return Path(value)
+    return str(value)
+
+
+def load_config(
+    file: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+    flags: Mapping[str, object] = types.MappingProxyType({}),
+) -> Config:
+    """Read the configuration. Raises `InvalidRequest` naming the line, variable or flag and the reason."""
+    kinds = typing.get_type_hints(Config)
+    known = {each.name for each in dataclasses.fields(Config)}
+    found: dict[str, tuple[object, str]] = {}
+    if file is not None:
+        try:
+            text = file.read_text(encoding="utf-8")
+            table = tomllib.loads(text)
+        except OSError as exc:
+            raise InvalidRequest(f"{file}: {exc.strerror}") from exc
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise InvalidRequest(f"{file}: {exc}") from exc
+        found |= {key: (value, f"{file}, line {_line_of(text, key)}") for key, value in table.items()}
+    for name, text_value in environment.items():
+        key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if name.startswith(ENVIRONMENT_PREFIX) and key != "config":
+            found[key] = (text_value, f"environment variable {name}")
+    for key, value in flags.items():
+        if value is not None:
+            found[key] = (value, f"--{key.replace('_', '-')}")
+    values: dict[str, Any] = {}
+    for key, (value, place) in found.items():
+        if key not in known:
+            raise InvalidRequest(f"{place}: {key!r} is unknown", remedy=f"known are: {', '.join(sorted(known))}")
+        try:
+            values[key] = _convert(value, kinds[key])
+        except ValueError as exc:
+            raise InvalidRequest(f"{place}: {key}: {exc}") from exc
+    return Config(**values)

@@ -1,0 +1,138 @@
+"""The data port: takes page streams whose one-time token is expected, and refuses everything else.
+
+It owns a socket until the session that expects its token takes it over. The invariant: a token opens one stream, once.
+"""
+
+import asyncio
+import logging
+import secrets
+import socket
+from typing import Final
+
+from phaul_client.errors import RemoteProtocolError
+from phaul_client.stream import PREAMBLE_BYTES, TOKEN_BYTES, Verdict, decode_preamble
+
+logger = logging.getLogger(__name__)
+
+PREAMBLE_TIMEOUT_SECONDS: Final = 5.0
+MAX_STRANGERS: Final = 64
+BACKLOG: Final = 128
+
+
+class Expected:
+    """A stream that a session waits for. Whoever makes it closes it; a stream that nobody took is closed with it."""
+
+    def __init__(self, port: "DataPort") -> None:
+        self.token = secrets.token_bytes(TOKEN_BYTES)
+        self._port = port
+        self._arrived: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        self._taken = False
+
+    def deliver(self, sock: socket.socket) -> None:
+        if self._arrived.done():  # closed while the stream was being greeted
+            sock.close()
+        else:
+            self._arrived.set_result(sock)
+
+    async def take(self, timeout_seconds: float) -> socket.socket:
+        """The connected stream, now the caller's. Raises `TimeoutError`."""
+        async with asyncio.timeout(timeout_seconds):
+            sock = await asyncio.shield(self._arrived)
+        self._taken = True
+        return sock
+
+    def close(self) -> None:
+        """Expect it no longer."""
+        self._port.forget(self)
+        if not self._arrived.done():
+            self._arrived.cancel()
+        elif not self._taken and not self._arrived.cancelled():
+            self._arrived.result().close()
+
+
+class DataPort:
+    """Listens for page streams."""
+
+    def __init__(self) -> None:
+        self._listener: socket.socket | None = None
+        self._expected: dict[bytes, Expected] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._accepting: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        assert self._listener is not None
+        return int(self._listener.getsockname()[1])
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen. Raises `OSError` when the address cannot be had."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        self._listener.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept(), name="data-port")
+
+    async def stop(self) -> None:
+        tasks = [task for task in (self._accepting, *self._tasks) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+
+    def expect(self) -> Expected:
+        """Mint a token; the next stream that shows it is delivered to the returned object."""
+        expected = Expected(self)
+        self._expected[expected.token] = expected
+        return expected
+
+    def forget(self, expected: Expected) -> None:
+        self._expected.pop(expected.token, None)
+
+    async def _accept(self) -> None:
+        assert self._listener is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, peer = await loop.sock_accept(self._listener)
+            except OSError as exc:  # out of descriptors, or the peer was gone already
+                logger.warning("data_port accept failed error=%s", exc)
+                await asyncio.sleep(0.1)
+                continue
+            if len(self._tasks) >= MAX_STRANGERS:
+                logger.warning("data_port refused peer=%s reason=too_many_unauthenticated", peer[0])
+                sock.close()
+                continue
+            task = asyncio.create_task(self._greet(sock, str(peer[0])))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _greet(self, sock: socket.socket, peer: str) -> None:
+        delivered = False
+        try:
+            async with asyncio.timeout(PREAMBLE_TIMEOUT_SECONDS):
+                data = await _receive_exactly(sock, PREAMBLE_BYTES)
+                expected = self._expected.pop(decode_preamble(data).token, None)
+                verdict = Verdict.ACCEPTED if expected else Verdict.REFUSED
+                await asyncio.get_running_loop().sock_sendall(sock, bytes([verdict]))
+            if expected is None:
+                logger.warning("data_port refused peer=%s reason=unknown_token", peer)
+                return
+            delivered = True
+            expected.deliver(sock)
+        except (OSError, TimeoutError, RemoteProtocolError) as exc:
+            logger.warning("data_port refused peer=%s reason=%s", peer, str(exc) or type(exc).__name__)
+        finally:
+            if not delivered:
+                sock.close()
+
+
+async def _receive_exactly(sock: socket.socket, size: int) -> bytes:
+    """Read `size` bytes and not one more: what follows belongs to criu."""
+    loop = asyncio.get_running_loop()
+    data = b""
+    while len(data) < size:
+        chunk = await loop.sock_recv(sock, size - len(data))
+        if not chunk:
+            raise RemoteProtocolError("the stream ended inside its preamble")
+        data += chunk
+    return data

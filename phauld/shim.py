@@ -1,0 +1,172 @@
+"""The parent of one process tree: starts it or lets criu restore it, reaps it, writes down how it ended.
+
+One small process per tree, so that a restart, an upgrade or the death of phauld touches no tree, and no tree's exit
+status is lost. It is run as a script with the standard library alone (``python -I -S shim.py MODE DIRECTORY …``):
+it must start in milliseconds and stay small. It never imports the rest of phaul.
+
+The invariant: a tree whose criu did not end well never runs; whatever of it exists is killed here.
+
+Files in DIRECTORY, each written whole or not at all:
+  shim.json  {"pid", "start_ticks", "boot_id"}            this process, as soon as it runs
+  tree.json  {"pid", "start_ticks", "boot_id"}            the root of the tree, as soon as it runs
+  exit.json  {"outcome": "exited", "exit_code", "signal", "at"} or {"outcome": "never-ran", "criu_status", "at"}
+"""
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import sys
+import time
+
+CLONE_NEWPID = 0x20000000
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def write_json(directory: str, name: str, content: dict[str, object]) -> None:
+    """Write a file whole or not at all, and make it durable."""
+    temporary = os.path.join(directory, f".{name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, os.path.join(directory, name))
+
+
+def start_ticks(pid: int) -> int:
+    """Clock ticks since boot at which the process started: with the PID, its identity until the next boot."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[19])
+
+
+def identity(pid: int) -> dict[str, object]:
+    """What names a process beyond doubt, also after its PID was used again and after a reboot."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return {"pid": pid, "start_ticks": start_ticks(pid), "boot_id": file.read().strip()}
+
+
+def children() -> list[int]:
+    """The PIDs of this process's children."""
+    with open("/proc/thread-self/children", "rb") as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+def libc_call(name: str, *arguments: int) -> None:
+    library = ctypes.CDLL(None, use_errno=True)
+    if getattr(library, name)(*arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def fork_exec(argv: list[str], keep: tuple[int, ...], prepare: object = None) -> int:
+    """Fork and exec; the child keeps 0, 1, 2 and `keep`. A failure to start is raised here, in the parent."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if callable(prepare):
+                prepare()
+            for fd in keep:
+                os.set_inheritable(fd, True)
+            os.execvp(argv[0], argv)
+        except BaseException as exc:
+            number = exc.errno if isinstance(exc, OSError) and exc.errno else errno.EINVAL
+            os.write(write_end, f"{number} {exc}".encode())
+        finally:
+            os._exit(127)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        failure = pipe.read().decode()
+    if failure:
+        os.waitpid(pid, 0)
+        number, _, message = failure.partition(" ")
+        raise OSError(int(number), message)
+    return pid
+
+
+def enter_workload(spec: dict[str, object]) -> None:
+    """In the child: an own session without a terminal, output to the log, and nothing else inherited."""
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDONLY)
+    log = os.open(str(spec["log_path"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(null)
+    os.close(log)
+    os.chdir(str(spec["cwd"]))
+    environment = spec["env"]
+    assert isinstance(environment, dict)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def reap_until_empty(directory: str, root: int) -> None:
+    """Wait for every child; write down how the root ended as soon as it has."""
+    while True:
+        try:
+            pid, status = os.wait()
+        except ChildProcessError:
+            return
+        if pid == root:
+            code = os.waitstatus_to_exitcode(status)
+            ending = {"exit_code": code if code >= 0 else None, "signal": -code if code < 0 else None}
+            write_json(directory, "exit.json", {"outcome": "exited", **ending, "at": time.time()})
+
+
+def run(directory: str, ready_fd: int) -> None:
+    """Start the workload of DIRECTORY/spec.json; report its PID, or why it did not start, on `ready_fd`."""
+    with open(os.path.join(directory, "spec.json"), encoding="utf-8") as file:
+        spec = json.load(file)
+    try:
+        if spec["new_pid_namespace"]:
+            libc_call("unshare", CLONE_NEWPID)
+        root = fork_exec(spec["argv"], (), lambda: enter_workload(spec))
+        write_json(directory, "tree.json", identity(root))
+        answer = {"pid": root}
+    except OSError as exc:
+        answer = {"error": exc.strerror or str(exc)}
+    with os.fdopen(ready_fd, "w") as pipe:
+        json.dump(answer, pipe)
+    if "pid" in answer:
+        reap_until_empty(directory, root)
+
+
+def restore(directory: str, swrk_fd: int, criu: str) -> None:
+    """Be the parent of the criu that restores a tree, then of the tree."""
+    criu_pid = fork_exec([criu, "swrk", str(swrk_fd)], (swrk_fd,))
+    os.close(swrk_fd)
+    while True:
+        pid, status = os.wait()
+        if pid == criu_pid:
+            break
+    roots = children()
+    if status != 0 or not roots:
+        for root in roots:
+            os.kill(root, signal.SIGKILL)
+        reap_until_empty(directory, -1)
+        code = os.waitstatus_to_exitcode(status)
+        write_json(directory, "exit.json", {"outcome": "never-ran", "criu_status": code, "at": time.time()})
+        return
+    # criu re-creates a session leader or a reaped parent as a helper at times; the root is the eldest.
+    write_json(directory, "tree.json", identity(roots[0]))
+    reap_until_empty(directory, roots[0])
+
+
+def main() -> None:
+    mode, directory, fd = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    libc_call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    write_json(directory, "shim.json", identity(os.getpid()))
+    if mode == "run":
+        run(directory, fd)
+    else:
+        restore(directory, fd, sys.argv[4])
+
+
+if __name__ == "__main__":
+    main()

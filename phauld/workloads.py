@@ -1,0 +1,319 @@
+"""The process trees that this node started or restored, each under a shim that outlives phauld.
+
+Everything known about a tree is in its directory (`shim.py` says which files), so a restarted phauld knows as much as
+the one before it. The invariant: of a name at most one record is alive, and the newest record stands for the name.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from phaul_client.errors import InvalidRequest, WorkloadExists, WorkloadNotFound
+from phaul_criu.child import Child, spawn
+from phauld import shim
+
+logger = logging.getLogger(__name__)
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_SHIM: Final = (sys.executable, "-I", "-S", shim.__file__)
+START_TIMEOUT_SECONDS: Final = 10.0
+EXIT_RECORD_TIMEOUT_SECONDS: Final = 5.0
+POLL_SECONDS: Final = 0.01
+
+State = Literal["starting", "running", "exited", "moved", "never-ran", "lost"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadSpec:
+    """How a workload is started; it travels with the tree."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = "/"
+    log_path: str = ""  #: where its output goes, the same path on every node; empty for trees that phaul did not start
+    new_pid_namespace: bool = True
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InvalidRequest(
+                f"{self.name!r} is not a name",
+                remedy="letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 63",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A record, as it stands now."""
+
+    directory: Path
+    spec: WorkloadSpec
+    state: State
+    pid: int | None  #: root of the tree, while it runs
+    created_at: float  #: seconds since the epoch
+    exit_code: int | None = None
+    signal: int | None = None
+    moved_to: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+class Workloads:
+    """The records below one directory."""
+
+    def __init__(self, directory: Path, log_dir: Path) -> None:
+        self._directory = directory
+        self._log_dir = log_dir
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        log_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+        self._reapers: set[asyncio.Task[int]] = set()
+
+    def list(self) -> list[Workload]:
+        """The newest record of every name, in the order of their making."""
+        newest = {workload.name: workload for workload in sorted(self._records(), key=lambda each: each.created_at)}
+        return sorted(newest.values(), key=lambda each: each.created_at)
+
+    def get(self, name: str) -> Workload:
+        """The newest record of a name. Raises `WorkloadNotFound`."""
+        for workload in self.list():
+            if workload.name == name:
+                return workload
+        raise WorkloadNotFound(name)
+
+    def by_pid(self, pid: int) -> Workload | None:
+        """The running workload whose root has this PID."""
+        return next((each for each in self.list() if each.pid == pid and each.state == "running"), None)
+
+    def log_path(self, name: str) -> str:
+        return str(self._log_dir / f"{name}.log")
+
+    async def run(self, spec: WorkloadSpec) -> Workload:
+        """Start a workload. Raises `WorkloadExists`, and `InvalidRequest` when it cannot be started."""
+        self._check_free(spec.name)
+        init = shutil.which("tini") if spec.new_pid_namespace else None
+        if spec.new_pid_namespace and init is None:
+            raise InvalidRequest("tini, the init of workloads, is missing", remedy="apt-get install tini")
+        search = spec.env.get("PATH", os.defpath)
+        program = shutil.which(spec.argv[0], path=search) if "/" not in spec.argv[0] else spec.argv[0]
+        if program is None or not os.access(os.path.join(spec.cwd, program), os.X_OK):
+            raise InvalidRequest(f"{spec.argv[0]!r} is no program on this node", remedy=f"searched in {search}")
+        argv = ([init, "--"] if init else []) + [program, *spec.argv[1:]]
+        directory = self._make_record(spec)
+        shim.write_json(str(directory), "spec.json", {**_to_json(spec), "argv": argv})
+        read_end, write_end = os.pipe()
+        with os.fdopen(read_end, "rb") as answer:
+            try:
+                await self._start_shim(("run", str(directory), str(write_end)), write_end)
+            finally:
+                os.close(write_end)
+            async with asyncio.timeout(START_TIMEOUT_SECONDS):
+                outcome = json.loads(await asyncio.to_thread(answer.read) or '{"error": "its shim died"}')
+        if "error" in outcome:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise InvalidRequest(f"{spec.argv[0]!r} did not start: {outcome['error']}")
+        self._forget_older(spec.name, directory)
+        logger.info("workload started name=%s pid=%s", spec.name, outcome["pid"])
+        return self._read(directory)
+
+    async def restore_under_shim(self, spec: WorkloadSpec, criu: Path) -> "RestoreSlot":
+        """Start a shim with a `criu swrk` below it, ready for a restore request. Raises `WorkloadExists`."""
+        self._check_free(spec.name)
+        directory = self._make_record(spec)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            child = await self._start_shim(("restore", str(directory), str(theirs.fileno()), str(criu)), theirs.fileno())
+        except BaseException:
+            ours.close()
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        finally:
+            theirs.close()
+        return RestoreSlot(self, directory, ours, child)
+
+    def mark_moved(self, workload: Workload, destination: str) -> None:
+        """Record that the tree lives on elsewhere."""
+        shim.write_json(str(workload.directory), "moved.json", {"to": destination, "at": time.time()})
+
+    async def wait(self, name: str) -> Workload:
+        """Wait until the tree has ended (or moved away); its last record. Raises `WorkloadNotFound`."""
+        workload = self.get(name)
+        while workload.state in ("starting", "running"):
+            if workload.pid is not None:
+                await _wait_for_exit(workload.pid)
+            await asyncio.sleep(POLL_SECONDS)
+            workload = self._read(workload.directory)
+        return workload
+
+    def send_signal(self, name: str, number: int) -> None:
+        """Signal the root of a tree; with a PID namespace, killing it ends the whole tree. Raises `WorkloadNotFound`."""
+        workload = self.get(name)
+        if workload.state != "running" or workload.pid is None:
+            raise InvalidRequest(f"{name} does not run here (it is {workload.state})")
+        os.kill(workload.pid, number)
+
+    def remove(self, name: str) -> None:
+        """Forget a workload that does not run. Raises `WorkloadNotFound`, `InvalidRequest`."""
+        workload = self.get(name)
+        if workload.state in ("starting", "running"):
+            raise InvalidRequest(f"{name} runs", remedy=f"phaul stop {name}, then remove it")
+        for record in list(self._records()):
+            if record.name == name:
+                shutil.rmtree(record.directory, ignore_errors=True)
+
+    async def close(self) -> None:
+        """Stop watching. The trees and their shims stay."""
+        for task in self._reapers:
+            task.cancel()
+        await asyncio.gather(*self._reapers, return_exceptions=True)
+
+    async def _start_shim(self, arguments: tuple[str, ...], fd: int) -> Child:
+        child = await spawn([*_SHIM, *arguments], pass_fds=(fd,))
+        task = asyncio.create_task(child.wait(), name=f"shim-{child.pid}")
+        self._reapers.add(task)
+        task.add_done_callback(self._reapers.discard)
+        return child
+
+    def _check_free(self, name: str) -> None:
+        for workload in self._records():
+            if workload.name == name and workload.state in ("starting", "running"):
+                raise WorkloadExists(name)
+
+    def _make_record(self, spec: WorkloadSpec) -> Path:
+        directory = self._directory / f"{spec.name}@{uuid.uuid4().hex[:12]}"
+        directory.mkdir(mode=0o700)
+        record = {"spec": _to_json(spec), "created_at": time.time()}
+        shim.write_json(str(directory), "record.json", record)
+        return directory
+
+    def _forget_older(self, name: str, kept: Path) -> None:
+        for record in list(self._records()):
+            if record.name == name and record.directory != kept:
+                shutil.rmtree(record.directory, ignore_errors=True)
+
+    def _records(self) -> Iterator[Workload]:
+        for directory in self._directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                yield self._read(directory)
+
+    def _read(self, directory: Path) -> Workload:
+        record = json.loads((directory / "record.json").read_text(encoding="utf-8"))
+        tree = _read_json(directory / "tree.json")
+        ending = _read_json(directory / "exit.json")
+        moved = _read_json(directory / "moved.json")
+        state, pid = _state(_read_json(directory / "shim.json"), tree, ending, moved)
+        return Workload(
+            directory=directory,
+            spec=_from_json(record["spec"]),
+            state=state,
+            pid=pid,
+            created_at=record["created_at"],
+            exit_code=(ending or {}).get("exit_code"),
+            signal=(ending or {}).get("signal"),
+            moved_to=(moved or {}).get("to"),
+        )
+
+
+class RestoreSlot:
+    """A shim and a criu that wait for a restore request on `swrk`; `keep` or `discard` ends it."""
+
+    def __init__(self, workloads: Workloads, directory: Path, swrk: socket.socket, child: Child) -> None:
+        self.swrk = swrk
+        self._workloads = workloads
+        self._directory = directory
+        self._child = child
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
+    def keep(self, name: str) -> None:
+        """The tree runs: its record stands for the name from now on."""
+        self._workloads._forget_older(name, self._directory)
+
+    async def discard(self) -> None:
+        """The tree never ran: wait until its shim has cleaned up, and forget it."""
+        self.swrk.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EXIT_RECORD_TIMEOUT_SECONDS):
+                await self._child.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _state(
+    shim_process: dict[str, Any] | None,
+    tree: dict[str, Any] | None,
+    ending: dict[str, Any] | None,
+    moved: dict[str, Any] | None,
+) -> tuple[State, int | None]:
+    if moved is not None:
+        return "moved", None
+    if ending is not None:
+        return ("exited" if ending["outcome"] == "exited" else "never-ran"), None
+    if tree is not None and is_alive(tree):
+        return "running", tree["pid"]
+    if shim_process is None or is_alive(shim_process):
+        return "starting", None
+    return "lost", None
+
+
+def is_alive(identity: Mapping[str, Any]) -> bool:
+    """Whether the very process that `shim.identity` named still runs."""
+    try:
+        return shim.identity(identity["pid"]) == dict(identity)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def _wait_for_exit(pid: int) -> None:
+    """Wait until a process, not necessarily a child, is gone."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    loop.add_reader(descriptor, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _to_json(spec: WorkloadSpec) -> dict[str, Any]:
+    return asdict(spec)
+
+
+def _from_json(content: dict[str, Any]) -> WorkloadSpec:
+    return WorkloadSpec(**{**content, "argv": tuple(content["argv"])})
+
+
+def signal_number(name: str) -> int:
+    """The number of a signal given as `TERM`, `SIGTERM` or `15`. Raises `InvalidRequest`."""
+    try:
+        return signal.Signals(int(name)) if name.isdigit() else signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
+    except (KeyError, ValueError):
+        raise InvalidRequest(f"{name!r} is no signal") from None
