@@ -1,0 +1,80 @@
+"""What all tests share: skipping what this machine cannot run, and the `--json` report."""
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+Report = dict[str, Any]
+REPORT: Final = pytest.StashKey[Report]()
+
+
+@functools.cache
+def criu_missing() -> str | None:
+    """Why tests with the marker `criu` cannot run here; `None` if they can."""
+    if os.geteuid() != 0:
+        return "needs root"
+    criu = find_criu()
+    if criu is None:
+        return "criu and pycriu are missing: run scripts/setup"
+    check = subprocess.run([criu, "check"], capture_output=True, text=True)
+    if check.returncode != 0:
+        return f"criu check failed: {(check.stderr.strip() or check.stdout.strip()).splitlines()[-1:]}"
+    unshare = subprocess.run(["unshare", "--fork", "--pid", "--mount", "--net", "true"], capture_output=True, text=True)
+    return f"no namespaces: {unshare.stderr.strip()}" if unshare.returncode != 0 else None
+
+
+def find_criu() -> str | None:
+    """The criu that scripts/setup chose: it lies beside the pycriu that .venv sees."""
+    try:
+        import pycriu
+    except ImportError:
+        return None
+    return shutil.which("criu", path=Path(pycriu.__file__).parents[2] / "bin")
+
+
+#: why tests with this marker cannot run here
+MISSING: Final[dict[str, Callable[[], str | None]]] = {"criu": criu_missing}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--json` and `--quick`."""
+    parser.addoption("--json", metavar="FILE", help="write what the tests measured to FILE")
+    parser.addoption("--quick", action="store_true", help="smaller sizes and fewer repetitions")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start an empty report."""
+    config.stash[REPORT] = {}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, with the reason, what this machine cannot run."""
+    for marker, missing in MISSING.items():
+        if item.get_closest_marker(marker) and (reason := missing()):
+            pytest.skip(reason)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the report, if one was asked for and something was measured."""
+    path, report = session.config.getoption("--json"), session.config.stash[REPORT]
+    if path and report:
+        Path(path).write_text(json.dumps(report, indent=2) + "\n")
+
+
+@pytest.fixture(scope="session")
+def json_report(pytestconfig: pytest.Config) -> Report:
+    """A dictionary of the whole run that `--json FILE` writes out."""
+    return pytestconfig.stash[REPORT]
+
+
+@pytest.fixture(scope="session")
+def quick(pytestconfig: pytest.Config) -> bool:
+    """Whether `--quick` was given."""
+    return bool(pytestconfig.getoption("--quick"))
