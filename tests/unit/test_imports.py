@@ -31,9 +31,13 @@ PURE: Final = frozenset(
         "phaul_criu.stats",
         "phaul_client.commit",
         "phaul_client.errors",
+        "phaul_client.forecast",
+        "phaul_client.modes",
         "phaul_client.policy",
         "phaul_client.preflight.checks",
+        "phaul_client.rounds",
         "phaul_client.stream",
+        "phaul_client.throttle",
         "phauld.errors",
         "phauld.session",
     }

@@ -1,0 +1,46 @@
+"""How far to hold a writer back that outruns the link: QEMU's auto-converge, step by step, as a pure function.
+
+The shell turns the percentage into a duty cycle of the cgroup freezer, or into cpu.max where there is one.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Final
+
+from phaul_client.rounds import PAGE_SIZE_BYTES, History, IterStats
+
+INITIAL_PERCENT: Final = 20
+INCREMENT_PERCENT: Final = 10
+MAX_PERCENT: Final = 99
+TRIGGER_PERCENT: Final = 50
+"""A round is high when it found more than this share of what was transferred since the snapshot before it dirty."""
+TRIGGER_ROUNDS: Final = 2
+"""The first step waits for the second high round. QEMU waits for two at every step; its periods are shorter."""
+
+
+def next_step(percent: int) -> int:
+    """The throttle after `percent`: 20, 30 … 90, 99."""
+    if percent < INITIAL_PERCENT:
+        return INITIAL_PERCENT
+    return min(MAX_PERCENT, percent + INCREMENT_PERCENT)
+
+
+def is_high(before: IterStats, stats: IterStats) -> bool:
+    """Whether `stats` found more than half of the bytes dirty that `before` transferred meanwhile."""
+    dirty_bytes = max(0, stats.pages_written) * PAGE_SIZE_BYTES
+    transferred_bytes = max(0, before.pages_written) * PAGE_SIZE_BYTES
+    return dirty_bytes * 100 > transferred_bytes * TRIGGER_PERCENT
+
+
+def wanted_percent(history: History) -> int:
+    """The throttle for the next round: the present one, or a step more if dirtying keeps up with the transfer."""
+    if not history:
+        return 0
+    percent = history[-1].throttle_percent
+    high = [is_high(before, stats) for before, stats in pairwise(history)]
+    if not high or not high[-1]:
+        return percent
+    if percent == 0 and sum(high) < TRIGGER_ROUNDS:
+        return 0
+    return next_step(percent)
