@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol, Self, TypeVar
 
@@ -23,16 +24,25 @@ Stream = int | IO[bytes]
 _Result = TypeVar("_Result")
 
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_TAIL_BYTES: Final = 1 << 16
 _KEPT_VARIABLES: Final = ("PATH", "HOME", "TMPDIR")
 
 
 class Spawn(Protocol):
-    """The type of `spawn`, for those who replace it."""
+    """The type of `spawn`, as far as those need it who may be given another one."""
 
-    async def __call__(
-        self, argv: Sequence[str | Path], *, pass_fds: Sequence[int] = (), stderr: Stream = ...
-    ) -> Child:
+    async def __call__(self, argv: Sequence[str | Path], *, pass_fds: Sequence[int] = ()) -> Child:
         """Start a child."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a child ended that was only started to be waited for."""
+
+    #: Exit status, or minus the number of the signal that killed it.
+    returncode: int
+    #: What it wrote to its standard output and standard error, at most the last 64 KiB.
+    output: str
 
 
 def scrubbed_environment() -> dict[str, str]:
@@ -48,31 +58,44 @@ async def spawn(
     env: Mapping[str, str] | None = None,
     stdin: Stream = subprocess.DEVNULL,
     stdout: Stream = subprocess.DEVNULL,
-    stderr: Stream = subprocess.DEVNULL,
+    stderr: Stream | None = None,
     cwd: str | Path | None = None,
 ) -> Child:
     """Start `argv` in a session of its own.
 
     The descriptors in `pass_fds` keep their numbers in the child; all others are closed there. `env` replaces the
-    scrubbed environment. Raises OSError if the program cannot be started.
+    scrubbed environment. Without `stderr`, the end of it is kept in `Child.stderr_tail`. Raises OSError if the program
+    cannot be started.
     """
-    popen = subprocess.Popen(  # noqa: ASYNC220 - vfork + exec: a millisecond, and asyncio's way needs a child watcher
-        [os.fspath(word) for word in argv],
-        pass_fds=pass_fds,
-        env=scrubbed_environment() if env is None else env,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        cwd=cwd,
-        start_new_session=True,
-    )
-    logger.debug("started pid=%d argv=%s", popen.pid, popen.args)
+    kept_stderr_fd = os.memfd_create("stderr", os.MFD_CLOEXEC)
     try:
-        return Child(popen)
+        # vfork + exec takes a millisecond; asyncio's own way needs a child watcher
+        popen = subprocess.Popen(  # noqa: ASYNC220
+            [os.fspath(word) for word in argv],
+            pass_fds=pass_fds,
+            env=scrubbed_environment() if env is None else env,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=kept_stderr_fd if stderr is None else stderr,
+            cwd=cwd,
+            start_new_session=True,
+        )
     except BaseException:
-        popen.kill()
-        popen.wait()
+        os.close(kept_stderr_fd)
         raise
+    logger.debug("started pid=%d argv=%s", popen.pid, popen.args)
+    return Child(popen, kept_stderr_fd)
+
+
+async def run(argv: Sequence[str | Path], *, timeout_seconds: float) -> Ended:
+    """Start `argv` and wait for it. Raises TimeoutError, when it has been killed, and OSError."""
+    output_fd = os.memfd_create("output", os.MFD_CLOEXEC)
+    try:
+        async with asyncio.timeout(timeout_seconds), await spawn(argv, stdout=output_fd, stderr=output_fd) as child:
+            returncode = await child.wait()
+        return Ended(returncode=returncode, output=_tail(output_fd))
+    finally:
+        os.close(output_fd)
 
 
 async def finish(cleanup: Coroutine[Any, Any, _Result]) -> _Result:
@@ -96,8 +119,10 @@ async def finish(cleanup: Coroutine[Any, Any, _Result]) -> _Result:
 class Child:
     """A running child process. As a context manager it kills the child at the end, if it still runs, and reaps it."""
 
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], stderr_fd: int) -> None:
         self._popen = popen
+        self._stderr_fd = stderr_fd
+        self._stderr_tail = ""
         self._pidfd = os.pidfd_open(popen.pid)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
@@ -117,6 +142,11 @@ class Child:
     def returncode(self) -> int | None:
         """None while the child runs, then its exit status, or minus the number of the signal that killed it."""
         return self._popen.returncode
+
+    @property
+    def stderr_tail(self) -> str:
+        """The end of what the child wrote to its standard error, once it has ended."""
+        return self._stderr_tail
 
     async def wait(self) -> int:
         """Wait until the child has ended; its exit status, or minus the number of the signal that killed it."""
@@ -157,6 +187,8 @@ class Child:
             return
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
+        self._stderr_tail = _tail(self._stderr_fd)
+        os.close(self._stderr_fd)
         logger.debug("ended pid=%d returncode=%s", self.pid, self._popen.returncode)
         self._ended.set_result(self._popen.returncode)
 
@@ -165,3 +197,8 @@ class Child:
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.aclose()
+
+
+def _tail(fd: int) -> str:
+    start = max(0, os.fstat(fd).st_size - _TAIL_BYTES)
+    return os.pread(fd, _TAIL_BYTES, start).decode(errors="replace").strip()

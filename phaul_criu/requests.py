@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeAlias
 
-from pycriu import rpc_pb2
+from phaul_criu.rpc import rpc_pb2
 
 #: pycriu's messages are untyped.
 CriuRequest: TypeAlias = Any

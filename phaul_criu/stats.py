@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pycriu.images import stats_pb2
+from phaul_criu.rpc import stats_pb2
 
 DUMP_STATS_FILE: Final = "stats-dump"
 RESTORE_STATS_FILE: Final = "stats-restore"

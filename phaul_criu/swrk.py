@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -20,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, TypeAlias
 
-from pycriu import rpc_pb2
-
 from phaul_criu import child as children
 from phaul_criu.errors import CriuDied, CriuMissing, CriuTimeout
 from phaul_criu.requests import CriuRequest, CriuResponse, notify_answer
+from phaul_criu.rpc import rpc_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +30,6 @@ logger = logging.getLogger(__name__)
 UNWIND_SECONDS: Final = 10.0
 #: criu's answers are far smaller: the largest part is one line of its log.
 _LARGEST_ANSWER_BYTES: Final = 1 << 16
-_STDERR_TAIL_BYTES: Final = 4096
 #: After the socket was closed by criu's side, its end is a matter of milliseconds.
 _DEATH_SECONDS: Final = 2.0
 
@@ -51,10 +48,9 @@ OnNotify: TypeAlias = Callable[[Notification], Awaitable[None]]
 class Swrk:
     """A connection to one criu. Good for one operation (and for the WAIT_PID that follows a page server)."""
 
-    def __init__(self, sock: socket.socket, child: children.Child | None = None, stderr_fd: int | None = None) -> None:
+    def __init__(self, sock: socket.socket, child: children.Child | None = None) -> None:
         self._sock = sock
         self._child = child
-        self._stderr_fd = stderr_fd
         self._sock.setblocking(False)
         if child is not None:
             # A process that criu forked may hold the other end open, so that its death alone is no end of file.
@@ -65,18 +61,16 @@ class Swrk:
         cls, binary: str | Path, *, pass_fds: Sequence[int] = (), spawn: children.Spawn = children.spawn
     ) -> Self:
         """Start criu. The descriptors `pass_fds` have the same numbers there. Raises CriuMissing."""
-        stderr_fd = os.memfd_create("criu-stderr", os.MFD_CLOEXEC)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
                 argv = [binary, "swrk", str(theirs.fileno())]
-                child = await spawn(argv, pass_fds=(theirs.fileno(), *pass_fds), stderr=stderr_fd)
-            return cls(ours, child, stderr_fd)
-        except BaseException as exc:
+                return cls(ours, await spawn(argv, pass_fds=(theirs.fileno(), *pass_fds)))
+        except OSError as exc:
             ours.close()
-            os.close(stderr_fd)
-            if isinstance(exc, OSError):
-                raise CriuMissing("swrk", f"cannot start {binary}: {exc.strerror}", errno=exc.errno) from exc
+            raise CriuMissing("swrk", f"cannot start {binary}: {exc.strerror}", errno=exc.errno) from exc
+        except BaseException:
+            ours.close()
             raise
 
     @classmethod
@@ -112,13 +106,8 @@ class Swrk:
     async def aclose(self, *, patience_seconds: float = UNWIND_SECONDS) -> None:
         """Close the socket, which makes criu unwind; kill it if it still runs after `patience_seconds`; reap it."""
         self._sock.close()
-        try:
-            if self._child is not None:
-                await self._child.aclose(patience_seconds=patience_seconds)
-        finally:
-            if self._stderr_fd is not None:
-                os.close(self._stderr_fd)
-                self._stderr_fd = None
+        if self._child is not None:
+            await self._child.aclose(patience_seconds=patience_seconds)
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,18 +157,12 @@ class Swrk:
             async with asyncio.timeout(_DEATH_SECONDS):
                 await self._child.wait()
         returncode = self._child.returncode
-        stderr = self._stderr_tail()
+        stderr = self._child.stderr_tail
         if returncode is None:
             return CriuDied(op, "criu closed the connection without an answer", log_tail=stderr)
         if returncode < 0:
             return CriuDied(op, f"criu was killed by signal {-returncode}", signal=-returncode, log_tail=stderr)
         return CriuDied(op, f"criu exited with {returncode} without an answer", exit_code=returncode, log_tail=stderr)
-
-    def _stderr_tail(self) -> str:
-        if self._stderr_fd is None:
-            return ""
-        start = max(0, os.fstat(self._stderr_fd).st_size - _STDERR_TAIL_BYTES)
-        return os.pread(self._stderr_fd, _STDERR_TAIL_BYTES, start).decode(errors="replace")
 
     def _shut_down(self) -> None:
         with suppress(OSError):  # closed already, or the other side is gone
