@@ -3,13 +3,15 @@
 import functools
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+
+from phaul_criu.errors import CriuMissing
+from phaul_criu.install import find_binary
 
 Report = dict[str, Any]
 REPORT: Final = pytest.StashKey[Report]()
@@ -20,23 +22,15 @@ def criu_missing() -> str | None:
     """Why tests with the marker `criu` cannot run here; `None` if they can."""
     if os.geteuid() != 0:
         return "needs root"
-    criu = find_criu()
-    if criu is None:
-        return "criu and pycriu are missing: run scripts/setup"
-    check = subprocess.run([criu, "check"], capture_output=True, text=True)
+    try:
+        criu = find_binary()
+    except CriuMissing as exc:
+        return str(exc)
+    check = subprocess.run([criu, "check"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if check.returncode != 0:
-        return f"criu check failed: {(check.stderr.strip() or check.stdout.strip()).splitlines()[-1:]}"
+        return f"criu check failed: {check.stdout.strip().splitlines()[-1:]}"
     unshare = subprocess.run(["unshare", "--fork", "--pid", "--mount", "--net", "true"], capture_output=True, text=True)
     return f"no namespaces: {unshare.stderr.strip()}" if unshare.returncode != 0 else None
-
-
-def find_criu() -> str | None:
-    """The criu that scripts/setup chose: it lies beside the pycriu that .venv sees."""
-    try:
-        import pycriu
-    except ImportError:
-        return None
-    return shutil.which("criu", path=Path(pycriu.__file__).parents[2] / "bin")
 
 
 #: why tests with this marker cannot run here
