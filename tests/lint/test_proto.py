@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import grpc
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+
+from phaul_client import commit
+from phauld import session
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 LOCK: Final = ROOT / "proto" / "descriptor.binpb"
@@ -186,14 +188,28 @@ def test_methods_are_contracts(files: Files) -> None:
     assert seen
 
 
-def test_error_reasons_name_their_canonical_codes(files: Files) -> None:
+def test_error_reasons_name_the_codes_that_are_sent(files: Files) -> None:
+    from phaul_client.errors import PhaulError
+    from phaul_client.status import to_status
+
     file = files["phaul/v1/types.proto"]
-    texts = comments(file)
+    said, sent = {}, {}
     for name, path in elements(file):
         if name.startswith("ERROR_REASON_") and not name.endswith("UNSPECIFIED"):
-            match = re.match(r"\[([A-Z_]+)(?: or ([A-Z_]+))?\] ", texts[path])
-            assert match, name
-            assert {code for code in match.groups() if code} <= {code.name for code in grpc.StatusCode}, name
+            code = re.match(r"\[([A-Z_]+)\] ", comments(file)[path])
+            said[name] = code and code[1]
+            sent[name] = to_status(PhaulError("", reason=name.removeprefix("ERROR_REASON_"))).code.name
+    assert said == sent
+
+
+def test_phases_are_those_of_the_tables(files: Files) -> None:
+    """A phase of a state table goes over the wire by its name."""
+    enums = {enum.name: {value.name for value in enum.value} for enum in files["phaul/v1/types.proto"].enum_type}
+    source = {f"MIGRATION_PHASE_{phase.name}" for phase in commit.Phase}
+    destination = {f"SESSION_PHASE_{phase.name}" for phase in session.Phase}
+    only_told = {f"MIGRATION_PHASE_{name}" for name in ("UNSPECIFIED", "REFUSED", "CANCELLED", "FAILED")}
+    assert enums["MigrationPhase"] == source | only_told
+    assert enums["SessionPhase"] | {"SESSION_PHASE_ABSENT"} == destination | {"SESSION_PHASE_UNSPECIFIED"}
 
 
 def test_every_request_of_remote_names_its_migration(files: Files) -> None:
