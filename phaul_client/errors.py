@@ -4,6 +4,9 @@ PhaulError(message)                    every error that phaul raises on purpose,
 ├── InvalidRequest                     the request itself is wrong
 ├── PhaseError(seen, event)            the event does not fit the phase; nothing has changed
 ├── MigrationNotFound(migration_id)    never heard of it
+├── WorkloadNotFound(name)             no workload by this name on this node
+├── WorkloadExists(name)               a workload by this name runs on this node already
+├── TooManyMigrations                  this node is at its limit; try again later
 ├── PreflightRefused(problems)         something stands in the way; nothing was touched
 ├── PeerError(peer)                    the other node; says nothing about the outcome of the call that failed
 │   ├── PeerUnavailable                no answer: it may or may not have done what it was asked
@@ -74,6 +77,32 @@ class MigrationNotFound(PhaulError):
         self.migration_id = migration_id
 
 
+class WorkloadNotFound(PhaulError):
+    """No workload by this name is known on this node."""
+
+    default_reason = "WORKLOAD_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no workload {name!r} on this node", remedy="phaul ps lists them")
+        self.name = name
+
+
+class WorkloadExists(PhaulError):
+    """A workload by this name runs on this node already."""
+
+    default_reason = "WORKLOAD_EXISTS"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"a workload {name!r} runs on this node already", remedy="choose another name, or stop it")
+        self.name = name
+
+
+class TooManyMigrations(PhaulError):
+    """This node moves as many trees as it may; nothing was reserved."""
+
+    default_reason = "TOO_MANY_MIGRATIONS"
+
+
 class PreflightRefused(PhaulError):
     """Something stands in the way; neither node was touched.
 
@@ -93,13 +122,15 @@ class PeerError(PhaulError):
 
     Attributes:
         peer: the node, as host:port or by its node id.
+        log_tail: the end of criu's log there; empty if it is not about criu.
     """
 
     default_reason = "PEER_UNREACHABLE"
 
-    def __init__(self, peer: str, message: str, *, reason: str = "", remedy: str = "") -> None:
+    def __init__(self, peer: str, message: str, *, reason: str = "", remedy: str = "", log_tail: str = "") -> None:
         super().__init__(f"{peer}: {message}", reason=reason, remedy=remedy)
         self.peer = peer
+        self.log_tail = log_tail
 
 
 class PeerUnavailable(PeerError):

@@ -16,6 +16,7 @@ VERSION: Final = 1
 TOKEN_BYTES: Final = 32
 _LAYOUT: Final = struct.Struct(">8sHHI32s")
 PREAMBLE_BYTES: Final = _LAYOUT.size
+_PEER: Final = "page stream"
 
 
 class StreamKind(enum.IntEnum):
@@ -47,13 +48,13 @@ class Preamble:
 def decode_preamble(data: bytes) -> Preamble:
     """Decode exactly `PREAMBLE_BYTES` bytes. Raises `RemoteProtocolError` for anything that is not a preamble."""
     if len(data) != PREAMBLE_BYTES:
-        raise RemoteProtocolError(f"a preamble has {PREAMBLE_BYTES} bytes, not {len(data)}")
+        raise RemoteProtocolError(_PEER, f"a preamble has {PREAMBLE_BYTES} bytes, not {len(data)}")
     magic, version, kind, zero, token = _LAYOUT.unpack(data)
     if magic != MAGIC or zero:
-        raise RemoteProtocolError("these bytes are not a phaul page stream")
+        raise RemoteProtocolError(_PEER, "these bytes are not a phaul page stream")
     if version != VERSION:
-        raise RemoteProtocolError(f"page stream version {version} is not spoken here, only {VERSION}")
+        raise RemoteProtocolError(_PEER, f"page stream version {version} is not spoken here, only {VERSION}")
     try:
         return Preamble(StreamKind(kind), token)
     except ValueError:
-        raise RemoteProtocolError(f"stream kind {kind} is unknown") from None
+        raise RemoteProtocolError(_PEER, f"stream kind {kind} is unknown") from None

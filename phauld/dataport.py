@@ -133,6 +133,6 @@ async def _receive_exactly(sock: socket.socket, size: int) -> bytes:
     while len(data) < size:
         chunk = await loop.sock_recv(sock, size - len(data))
         if not chunk:
-            raise RemoteProtocolError("the stream ended inside its preamble")
+            raise RemoteProtocolError("page stream", "it ended inside its preamble")
         data += chunk
     return data

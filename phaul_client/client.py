@@ -1,0 +1,138 @@
+"""The loop of a migration: rounds of pre-dump while the policy wants them, then the last dump, copy and restore.
+
+The seed's `Client`, with the decision of its loop in a policy. It knows no daemon and no gRPC: `local` and `remote`
+may be the caller's own.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from phaul_client.config import Config
+from phaul_client.images import ImageChain, relative_parent
+from phaul_client.local import Local
+from phaul_client.policy import DowntimePolicy, Iterate, IterStats, Limits, Policy, StopCopyPolicy, Verdict
+from phaul_client.remote import Remote
+from phaul_client.rounds import PAGE_SIZE_BYTES
+from phaul_criu.criu import Criu
+from phaul_criu.requests import DumpOptions, PreDumpMode
+from phaul_criu.stats import DumpStats
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundEnded:
+    """A pre-dump has ended; `verdict` is what the policy made of all rounds so far."""
+
+    stats: IterStats
+    verdict: Verdict
+
+
+class Client:
+    """Moves one tree, once.
+
+    `policy` decides after every round; by default the downtime policy where the kernel can track memory, and no round
+    at all where it cannot. `on_round` is called after every round. `throttle` is called before a round with the share
+    of time, in percent, for which the tree shall be held back from then on.
+    """
+
+    def __init__(
+        self,
+        local: Local,
+        remote: Remote,
+        config: Config,
+        *,
+        criu: Criu,
+        policy: Policy | None = None,
+        limits: Limits | None = None,
+        pre_dump_mode: PreDumpMode = PreDumpMode.SPLICE,
+        on_round: Callable[[RoundEnded], None] = lambda _: None,
+        throttle: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        self._local = local
+        self._remote = remote
+        self._config = config
+        self._criu = criu
+        self._policy = policy
+        self._limits = limits or Limits()
+        self._pre_dump_mode = pre_dump_mode
+        self._on_round = on_round
+        self._throttle = throttle
+        self._chain = ImageChain(config.wdir)
+
+    async def migrate(self) -> tuple[IterStats, ...]:
+        """Move the tree; the statistics of the rounds before its last dump.
+
+        Raises what `local`, `remote` and criu raise. Then the tree runs here, unless the error is `OutcomeUnknown`.
+        """
+        policy = self._policy or await self._default_policy()
+        history: tuple[IterStats, ...] = ()
+        verdict = policy.decide(history, self._limits)
+        while isinstance(verdict, Iterate):
+            stats = await self._round(verdict.throttle_percent)
+            history = (*history, stats)
+            verdict = policy.decide(history, self._limits)
+            self._on_round(RoundEnded(stats, verdict))
+        logger.info("last round after=%d verdict=%s", len(history), type(verdict).__name__)
+        await self._remote.start_iter()
+        try:
+            await self._local.dump_copy_restore(self._criu, self._config, self._chain.last)
+        finally:
+            await self._remote.stop_iter()
+        return history
+
+    async def _default_policy(self) -> Policy:
+        if (await self._criu.features()).mem_track:
+            return DowntimePolicy()
+        logger.info("this kernel does not track written memory: no round before the last dump")
+        return StopCopyPolicy()
+
+    async def _round(self, throttle_percent: int) -> IterStats:
+        parent = self._chain.last
+        directory = self._chain.open_next()
+        if self._throttle is not None:
+            await self._throttle(throttle_percent)
+        await self._remote.start_iter()
+        started_at_seconds = time.monotonic()
+        try:
+            stats = await self._pre_dump(directory, parent)
+        finally:
+            await self._remote.stop_iter()
+        duration_seconds = time.monotonic() - started_at_seconds
+        return _iter_stats(stats, started_at_seconds, duration_seconds, throttle_percent)
+
+    async def _pre_dump(self, directory: Path, parent: Path | None) -> DumpStats:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            options = DumpOptions(
+                images_dir_fd=descriptor,
+                pid=self._config.pid,
+                page_server_fd=self._config.memfd,
+                parent_img=relative_parent(directory, parent),
+                track_mem=True,
+                pre_dump_mode=self._pre_dump_mode,
+                log_file="pre-dump.log",
+            )
+            return await self._criu.pre_dump(options)
+        finally:
+            os.close(descriptor)
+
+
+def _iter_stats(
+    stats: DumpStats, started_at_seconds: float, duration_seconds: float, throttle_percent: int
+) -> IterStats:
+    return IterStats(
+        started_at_seconds=started_at_seconds,
+        duration_seconds=duration_seconds,
+        frozen_seconds=(stats.freezing_microseconds + stats.frozen_microseconds) / 1e6,
+        pages_scanned=stats.pages_scanned,
+        pages_written=stats.pages_written,
+        pages_skipped_parent=stats.pages_skipped_parent,
+        bytes_sent=stats.pages_written * PAGE_SIZE_BYTES,
+        transfer_seconds=stats.memwrite_microseconds / 1e6,
+        throttle_percent=throttle_percent,
+    )

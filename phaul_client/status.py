@@ -1,0 +1,134 @@
+"""The only file that knows both phaul's errors and gRPC's status.
+
+An error goes over the wire as a canonical code with a `google.rpc.ErrorInfo` (reason from `ErrorReason`, domain
+`phaul.v1`, metadata with remedy and log tail) and comes out on the other side as a `PeerError` with the same reason.
+"""
+
+from typing import Final
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from phaul_client.errors import PeerError, PeerRefused, PeerUnavailable, PhaulError
+from phaul_criu import errors as criu_errors
+
+DOMAIN: Final = "phaul.v1"
+MAX_TEXT_BYTES: Final = 2000  # gRPC's trailing metadata must stay below 8 KiB in all
+
+_CODES: Final = {
+    "INVALID_ARGUMENT": code_pb2.INVALID_ARGUMENT,
+    "UNAUTHORIZED": code_pb2.PERMISSION_DENIED,
+    "TOKEN_INVALID": code_pb2.PERMISSION_DENIED,
+    "PID_NOT_FOUND": code_pb2.NOT_FOUND,
+    "MIGRATION_NOT_FOUND": code_pb2.NOT_FOUND,
+    "WORKLOAD_NOT_FOUND": code_pb2.NOT_FOUND,
+    "MIGRATION_EXISTS": code_pb2.ALREADY_EXISTS,
+    "WORKLOAD_EXISTS": code_pb2.ALREADY_EXISTS,
+    "TOO_MANY_MIGRATIONS": code_pb2.RESOURCE_EXHAUSTED,
+    "NO_SPACE": code_pb2.RESOURCE_EXHAUSTED,
+    "NO_MEMORY": code_pb2.RESOURCE_EXHAUSTED,
+    "PEER_UNREACHABLE": code_pb2.UNAVAILABLE,
+    "DEADLINE_EXCEEDED": code_pb2.DEADLINE_EXCEEDED,
+    "CANCELLED": code_pb2.CANCELLED,
+    "IMAGE_CORRUPT": code_pb2.DATA_LOSS,
+    "DUMP_FAILED": code_pb2.ABORTED,
+    "PRE_DUMP_FAILED": code_pb2.ABORTED,
+    "RESTORE_FAILED": code_pb2.ABORTED,
+    "PAGE_SERVER_FAILED": code_pb2.ABORTED,
+    "OUTCOME_UNKNOWN": code_pb2.UNKNOWN,
+    "UNSUPPORTED": code_pb2.UNIMPLEMENTED,
+    "INTERNAL": code_pb2.INTERNAL,
+}
+_RETRY_SECONDS: Final = {"TOO_MANY_MIGRATIONS": 5.0}
+_NO_ANSWER: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN)
+
+_CRIU_REASONS: Final[dict[type[criu_errors.CriuError], str]] = {
+    criu_errors.CriuMissing: "CRIU_MISSING",
+    criu_errors.CriuTooOld: "CRIU_TOO_OLD",
+    criu_errors.PreDumpFailed: "PRE_DUMP_FAILED",
+    criu_errors.DumpFailed: "DUMP_FAILED",
+    criu_errors.RestoreFailed: "RESTORE_FAILED",
+    criu_errors.PageServerFailed: "PAGE_SERVER_FAILED",
+    criu_errors.CriuTimeout: "DEADLINE_EXCEEDED",
+}
+_CRIU_OPERATIONS: Final = {
+    "dump": "DUMP_FAILED",
+    "pre-dump": "PRE_DUMP_FAILED",
+    "restore": "RESTORE_FAILED",
+    "page-server": "PAGE_SERVER_FAILED",
+}
+
+
+def reason_of(error: BaseException) -> str:
+    """The `ErrorReason`, without its prefix, of any error."""
+    if isinstance(error, PhaulError):
+        return error.reason
+    if isinstance(error, criu_errors.CriuError):
+        return _CRIU_REASONS.get(type(error)) or _CRIU_OPERATIONS.get(error.op, "INTERNAL")
+    if isinstance(error, TimeoutError):
+        return "DEADLINE_EXCEEDED"
+    return "INTERNAL"
+
+
+def remedy_of(error: BaseException) -> str:
+    """What to do about an error; empty if there is nothing to say."""
+    return error.remedy if isinstance(error, PhaulError | criu_errors.CriuError) else ""
+
+
+def log_tail_of(error: BaseException) -> str:
+    """The end of criu's log that came with an error; empty if none did."""
+    if isinstance(error, PeerError | criu_errors.CriuError):
+        return error.log_tail
+    return ""
+
+
+def to_status(error: BaseException) -> grpc.Status:
+    """The status for an error. Reasons without a code of their own mean a wrong state: FAILED_PRECONDITION."""
+    reason = reason_of(error)
+    status = status_pb2.Status(code=_CODES.get(reason, code_pb2.FAILED_PRECONDITION), message=str(error))
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+    for key, text in (("remedy", remedy_of(error)), ("log_tail", log_tail_of(error))):
+        if text:
+            info.metadata[key] = text.encode()[-MAX_TEXT_BYTES:].decode(errors="ignore")
+    _add(status, info)
+    if reason in _RETRY_SECONDS:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(int(_RETRY_SECONDS[reason] * 1000))
+        _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
+    return rpc_status.to_status(status)
+
+
+def from_rpc_error(peer: str, error: grpc.aio.AioRpcError) -> PeerError:
+    """The error of ours for a call to `peer` that failed."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details if status is not None else ():
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            return PeerRefused(
+                peer,
+                error.details() or "",
+                reason=info.reason,
+                remedy=info.metadata["remedy"] if "remedy" in info.metadata else "",
+                log_tail=info.metadata["log_tail"] if "log_tail" in info.metadata else "",
+            )
+    if error.code() in _NO_ANSWER:
+        deadline = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        return PeerUnavailable(
+            peer,
+            "no answer in time" if deadline else f"not reachable ({_short(error.details() or '')})",
+            remedy="check that phauld runs there and that host and port are right",
+        )
+    return PeerRefused(peer, f"{error.code().name}: {error.details()}")
+
+
+def _short(details: str) -> str:
+    """The cause inside gRPC's long text."""
+    return details.rpartition(": ")[2].strip() or details
+
+
+def _add(status: status_pb2.Status, detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    status.details.append(packed)
