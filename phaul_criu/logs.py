@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from typing import Final
 
 #: "(00.012345)     12: Error (criu/files.c:123): message"; time, PID and "pie: " may be missing.
-_ERROR_LINE: Final = re.compile(
-    r"^(?:\(\d+\.\d+\)\s*)?(?:pie:\s*)?(?:\d+:\s*)?Error \((?P<file>[^():]+):(?P<line>\d+)\):\s*(?P<message>.*)$"
+_LINE: Final = re.compile(
+    r"^(?:\(\d+\.\d+\)\s*)?(?:pie:\s*)?(?:\d+:\s*)?(?P<level>Error|Warn)\s+"
+    r"\((?P<file>[^():]+):(?P<line>\d+)\):\s*(?P<message>.*)$"
 )
 
 #: Errors that criu survives, or that only say that something before them failed.
 _HARMLESS: Final = re.compile(
-    r"Can't setup RLIMIT_NOFILE"
-    r"|^Dumping FAILED|^Pre-dumping FAILED|^Restoring FAILED"
-    r"|RPC client reported script error"
-    r"|^Child exited with an error"
+    r"Can't setup RLIMIT_NOFILE|^Dumping FAILED|^Pre-dumping FAILED|^Restoring FAILED"
+    r"|^RPC client reported script error|^Child exited with an error"
 )
+
+#: The warnings that say why the errors after them happened.
+_TELLING_WARNING: Final = re.compile(r"^Unable to interrupt task")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +49,18 @@ _KNOWN: Final = tuple(
     for known in (
         _KnownCause(
             "no-such-process",
-            r"[Nn]o process|No such process|Can't open /proc/\d+|seize task.*No such process",
+            r"Unable to interrupt task: \d+ \(No such process\)|^Can't open /proc/\d+.*No such file",
             "check the PID: the process does not exist (any more), or it is in another PID namespace",
         ),
         _KnownCause(
+            "not-permitted",
+            r"Unable to interrupt task: \d+ \(Operation not permitted\)",
+            "the process is a kernel thread, or a debugger or strace holds it: end that, and run as root",
+        ),
+        _KnownCause(
             "pid-taken",
-            r"Can't fork for \d+: File exists|Pid \d+ .*do not match|Unable to restore pid",
-            "that PID is in use on the destination: start the workload in a PID namespace of its own (`phaul run`)",
+            r"Can't fork for \d+: File exists",
+            "that PID is in use here: start the workload in a PID namespace of its own (`phaul run`)",
         ),
         _KnownCause(
             "tcp-connected",
@@ -62,32 +69,37 @@ _KNOWN: Final = tuple(
         ),
         _KnownCause(
             "address-missing",
-            r"Cannot assign requested address|Can't bind inet socket",
-            "the destination lacks the address that a socket is bound to: move the address, or close the connections",
+            r"Can't bind inet socket.*Cannot assign requested address",
+            "this node lacks the address that a socket is bound to: move the address, or close the connection",
+        ),
+        _KnownCause(
+            "address-in-use",
+            r"Can't bind inet socket.*Address already in use",
+            "another process here uses that port: stop it, or give the workload a network namespace of its own",
         ),
         _KnownCause(
             "file-differs",
-            r"bad build-ID|bad size|bad mode",
-            "the file is not the same on the destination: install the same version of it there",
+            r"^File .* has bad (?:build-ID|size|mode)",
+            "the file is not the same on this node: install the same version of it",
         ),
         _KnownCause(
             "file-missing",
-            r"Can't open file .*: No such file|File .* not found|Can't open file \S+ on restore",
-            "the file is missing on the destination: copy or mount it there under the same path",
+            r"^Can't open file .*: No such file or directory",
+            "the file is missing on this node: copy or mount it under the same path",
         ),
         _KnownCause(
             "session-leader-outside",
-            r"session leader .*outside of its pid namespace|session leader of \d+\(\d+\) is outside",
+            r"session leader of .*is outside of its pid namespace",
             "the process belongs to the session of another: start it with setsid, or allow shell jobs (shell_job)",
         ),
         _KnownCause(
             "terminal",
-            r"Found dangling tty|tty: .*(?:sid|unpaired|slave|external)|Controlling terminal",
+            r"Found dangling tty|tty: .*(?:No task found with sid|Don't have tty to inherit)",
             "the process has a terminal: start it without one (`phaul run`), or allow shell jobs (shell_job)",
         ),
         _KnownCause(
             "ghost-file-too-big",
-            r"[Gg]host file .*too big",
+            r"Can't dump ghost file .*increase limit",
             "a deleted but open file is larger than the limit: raise ghost_limit_bytes",
         ),
         _KnownCause(
@@ -98,52 +110,50 @@ _KNOWN: Final = tuple(
         ),
         _KnownCause(
             "link-remap-needed",
-            r"[Ll]ink.?remap",
-            "an open file lost its name: allow link_remap",
+            r"Can't create link remap",
+            "an open file lost its name but for another hard link: allow link_remap",
         ),
         _KnownCause(
             "unix-socket-outside",
-            r"[Ee]xternal socket is used|unix socket.*external|Can't dump half of (?:stream|dgram) unix|[Dd]angling",
-            "the other end of a unix socket is outside the tree: close it, or name it as external",
+            r"External socket (?:is used|found in image)|Can't dump half of .* unix connection"
+            r"|name-less external socket",
+            "the other end of a unix socket is outside the tree: close it, or allow it (ext_unix_sk, external)",
         ),
         _KnownCause(
             "file-lock",
-            r"[Ss]ome file locks are hold|file lock",
-            "the tree holds file locks: allow file_locks",
+            r"Some file locks are hold",
+            "the tree holds file locks: allow them (file_locks)",
         ),
         _KnownCause(
             "unsupported-file",
-            r"Can't dump file \d+ of that type|Unknown file type|anon_inode:\[",
+            r"Can't dump file \d+ of that type",
             "criu cannot carry a file of that kind (io_uring, a device, …): the program must close it first",
         ),
         _KnownCause(
             "cpu-differs",
-            r"cpu: .*(?:not supported|not present|[Mm]ismatch)|CPU.*(?:capabilit|feature)",
-            "the destination's CPU lacks features of the source's: move to a CPU that has them",
+            r"CPU (?:instruction )?capabilities do not match|FPU feature required by image"
+            r"|CPU xfeatures has unsupported bits|CPU xsave .*mismatch",
+            "this node's CPU lacks features of the source's: move to a CPU that has them",
         ),
         _KnownCause(
             "no-memory-tracking",
-            r"[Tt]racking memory is not available|[Dd]irty.?track|Memory tracking|mem.?track",
+            r"Tracking memory is not available",
             "this kernel has no soft-dirty tracking (CONFIG_MEM_SOFT_DIRTY): use a mode without pre-copy",
         ),
         _KnownCause(
             "pipe-limit",
-            r"splice: -1: Bad file descriptor|Unable to set a pipe size|Can't (?:set|tune) pipe size",
+            r"splice: -1: Bad file descriptor|Unable to set a pipe size",
             "raise the pipe limit: sysctl -w fs.pipe-max-size=4194304",
         ),
         _KnownCause(
             "userfaultfd",
-            r"userfaultfd|uffd: .*not permitted",
+            r"Unable to open an userfaultfd descriptor|Failed to get uffd API",
             "lazy pages need userfaultfd: run as root, or sysctl -w vm.unprivileged_userfaultfd=1",
         ),
         _KnownCause(
-            "traced",
-            r"already being traced|seize task.*Operation not permitted",
-            "another program (a debugger, strace) traces the process: stop it first",
-        ),
-        _KnownCause(
             "page-connection",
-            r"Connection (?:reset|refused)|Broken pipe|page.?server.*(?:short|closed|hang)|Unexpected EOF",
+            r"Connection (?:reset by peer|refused)|Broken pipe|Remote side closed connection"
+            r"|socket was closed unexpectedly",
             "the connection that carries the pages broke: check the network between the nodes, then try again",
         ),
         _KnownCause(
@@ -153,8 +163,8 @@ _KNOWN: Final = tuple(
         ),
         _KnownCause(
             "network-lock",
-            r"iptables-restore|nftables|nft ",
-            "criu could not lock the tree's connections: use the NFTABLES lock with nf_tables in the kernel, or SKIP",
+            r"Locking (?:network|connection) failed|CRIU was built without libnftables",
+            "criu could not lock the tree's connections: load nf_tables, or use another network lock",
         ),
     )
 )
@@ -168,7 +178,7 @@ def first_cause(log: str) -> Cause | None:
 
 def explain(message: str) -> Cause:
     """A cause made of one message, such as the one in criu's answer."""
-    match = _ERROR_LINE.match(message.strip())
+    match = _LINE.match(message.strip())
     text = match["message"].strip() if match else message.strip()
     known = next((known for pattern, known in _KNOWN if pattern.search(text)), None)
     return Cause(
@@ -187,7 +197,8 @@ def tail(log: str, *, lines: int = 20) -> str:
 
 def _causes(log: str) -> Iterator[Cause]:
     for line in log.splitlines():
-        if _ERROR_LINE.match(line):
-            cause = explain(line)
-            if not _HARMLESS.search(cause.message):
-                yield cause
+        match = _LINE.match(line)
+        if match is None or _HARMLESS.search(match["message"]):
+            continue
+        if match["level"] == "Error" or _TELLING_WARNING.search(match["message"]):
+            yield explain(line)
