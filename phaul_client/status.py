@@ -110,8 +110,8 @@ def from_rpc_error(peer: str, error: grpc.aio.AioRpcError) -> PeerError:
                 peer,
                 error.details() or "",
                 reason=info.reason,
-                remedy=info.metadata["remedy"] if "remedy" in info.metadata else "",
-                log_tail=info.metadata["log_tail"] if "log_tail" in info.metadata else "",
+                remedy=dict(info.metadata).get("remedy", ""),
+                log_tail=dict(info.metadata).get("log_tail", ""),
             )
     if error.code() in _NO_ANSWER:
         deadline = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -72,7 +72,7 @@ def fork_exec(argv: list[str], keep: tuple[int, ...], prepare: object = None) ->
             os.execvp(argv[0], argv)
         except BaseException as exc:
             number = exc.errno if isinstance(exc, OSError) and exc.errno else errno.EINVAL
-            os.write(write_end, f"{number} {exc}".encode())
+            os.write(write_end, f"{number} {os.strerror(number)}".encode())
         finally:
             os._exit(127)
     os.close(write_end)
@@ -80,8 +80,8 @@ def fork_exec(argv: list[str], keep: tuple[int, ...], prepare: object = None) ->
         failure = pipe.read().decode()
     if failure:
         os.waitpid(pid, 0)
-        number, _, message = failure.partition(" ")
-        raise OSError(int(number), message)
+        code, _, message = failure.partition(" ")
+        raise OSError(int(code), message)
     return pid
 
 
@@ -126,7 +126,7 @@ def run(directory: str, ready_fd: int) -> None:
             libc_call("unshare", CLONE_NEWPID)
         root = fork_exec(spec["argv"], (), lambda: enter_workload(spec))
         write_json(directory, "tree.json", identity(root))
-        answer = {"pid": root}
+        answer: dict[str, object] = {"pid": root}
     except OSError as exc:
         answer = {"error": exc.strerror or str(exc)}
     with os.fdopen(ready_fd, "w") as pipe:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from phaul_client.errors import InvalidRequest, WorkloadExists, WorkloadNotFound
+from phaul_client.tree import wait_until_gone
 from phaul_criu.child import Child, spawn
 from phauld import shim
 
@@ -136,7 +137,8 @@ class Workloads:
         directory = self._make_record(spec)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            child = await self._start_shim(("restore", str(directory), str(theirs.fileno()), str(criu)), theirs.fileno())
+            fd = theirs.fileno()
+            child = await self._start_shim(("restore", str(directory), str(fd), str(criu)), fd)
         except BaseException:
             ours.close()
             shutil.rmtree(directory, ignore_errors=True)
@@ -154,13 +156,13 @@ class Workloads:
         workload = self.get(name)
         while workload.state in ("starting", "running"):
             if workload.pid is not None:
-                await _wait_for_exit(workload.pid)
+                await wait_until_gone(workload.pid)
             await asyncio.sleep(POLL_SECONDS)
             workload = self._read(workload.directory)
         return workload
 
     def send_signal(self, name: str, number: int) -> None:
-        """Signal the root of a tree; with a PID namespace, killing it ends the whole tree. Raises `WorkloadNotFound`."""
+        """Signal the root of a tree; killing the root of a PID namespace ends the tree. Raises `WorkloadNotFound`."""
         workload = self.get(name)
         if workload.state != "running" or workload.pid is None:
             raise InvalidRequest(f"{name} does not run here (it is {workload.state})")
@@ -277,22 +279,6 @@ def is_alive(identity: Mapping[str, Any]) -> bool:
         return shim.identity(identity["pid"]) == dict(identity)
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-async def _wait_for_exit(pid: int) -> None:
-    """Wait until a process, not necessarily a child, is gone."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    loop = asyncio.get_running_loop()
-    gone = asyncio.Event()
-    loop.add_reader(descriptor, gone.set)
-    try:
-        await gone.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,193 @@
+"""The destination as the source sees it: the seed's `Remote`, and `GrpcRemote`, a session on another phauld.
+
+Deadlines are set here, and gRPC's errors become ours here. The invariant: `GrpcRemote` owns the page socket and
+closes it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from types import TracebackType
+from typing import Final, Protocol, Self, TypeVar
+
+import grpc
+
+from phaul.v1 import remote_pb2, remote_pb2_grpc
+from phaul_client.errors import PeerUnavailable, RemoteProtocolError
+from phaul_client.pieces import messages
+from phaul_client.status import from_rpc_error
+from phaul_client.stream import Preamble, StreamKind, Verdict
+
+logger = logging.getLogger(__name__)
+
+CALL_SECONDS: Final = 10.0
+CONNECT_SECONDS: Final = 5.0
+#: After the source's criu has sent its last page the page server only has to flush.
+STOP_ITER_SECONDS: Final = 120.0
+PUT_IMAGES_SECONDS: Final = 120.0
+LEASE_RENEWALS: Final = 3  # per lease
+
+_Answer = TypeVar("_Answer", covariant=True)
+
+
+class Remote(Protocol):
+    """What the client calls on the destination; the seed's two methods."""
+
+    async def start_iter(self) -> None:
+        """Begin a round: from now on pages are read from the other end of `Config.memfd`."""
+
+    async def stop_iter(self) -> None:
+        """Wait until every page of the round is safe. Raises if the stream ended early."""
+
+
+class GrpcRemote:
+    """One session on another phauld. `async with` it; it neither commits nor aborts by itself."""
+
+    def __init__(self, address: str, channel: grpc.aio.Channel, migration_id: str) -> None:
+        self.address = address
+        self.migration_id = migration_id
+        self._stub: remote_pb2_grpc.RemoteAsyncStub = remote_pb2_grpc.RemoteStub(channel)
+        self._socket: socket.socket | None = None
+        self._index = 0
+        self._receiving = False
+        self._destination_node_id = ""
+        self._lease: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop_renewing()
+        if self._socket is not None:
+            self._socket.close()
+
+    @property
+    def page_socket(self) -> socket.socket:
+        """The connected page stream, blocking, as criu wants it."""
+        assert self._socket is not None, "no session is open"
+        return self._socket
+
+    @property
+    def destination_node_id(self) -> str:
+        return self._destination_node_id
+
+    async def check_tree(self, request: remote_pb2.CheckTreeRequest) -> remote_pb2.CheckTreeResponse:
+        """What stands in the way there. Raises `PeerError`."""
+        return await self._call(self._stub.CheckTree(request, timeout=CALL_SECONDS))
+
+    async def open_session(self, request: remote_pb2.OpenSessionRequest) -> remote_pb2.OpenSessionResponse:
+        """Open the session, connect the page stream, keep the lease alive. Raises `PeerError`."""
+        answer = await self._call(self._stub.OpenSession(request, timeout=CALL_SECONDS))
+        self._destination_node_id = answer.destination.node_id
+        host = self.address.rpartition(":")[0].strip("[]")
+        self._socket = await self._connect(host, answer.data_port, answer.data_token)
+        self._lease = asyncio.create_task(self._renew(answer.lease.ToTimedelta().total_seconds()), name="lease")
+        return answer
+
+    async def start_iter(self) -> None:
+        """See `Remote`. Raises `PeerError`."""
+        request = remote_pb2.StartIterRequest(migration_id=self.migration_id, index=self._index + 1)
+        await self._call(self._stub.StartIter(request, timeout=CALL_SECONDS))
+        self._index += 1
+        self._receiving = True
+
+    async def stop_iter(self) -> None:
+        """See `Remote`; after `restore`, which ends the last round itself, it has nothing to do."""
+        if not self._receiving:
+            return
+        self._receiving = False
+        request = remote_pb2.StopIterRequest(migration_id=self.migration_id, index=self._index)
+        await self._call(self._stub.StopIter(request, timeout=STOP_ITER_SECONDS))
+
+    async def put_images(self, pieces: Iterable[remote_pb2.FilePiece]) -> remote_pb2.PutImagesResponse:
+        """Send files. Raises `PeerError`, and `OSError` for a file that cannot be read here."""
+
+        async def stream() -> AsyncIterator[remote_pb2.PutImagesRequest]:
+            for message in messages(self.migration_id, pieces):
+                yield message
+
+        return await self._call(self._stub.PutImages(stream(), timeout=PUT_IMAGES_SECONDS))
+
+    @property
+    def image_index(self) -> int:
+        """The round whose directory the images of the last dump belong to."""
+        return self._index
+
+    async def restore(self, *, image_files: int, timeout_seconds: float) -> remote_pb2.RestoreResponse:
+        """End the last round, build the tree and hold it: the answer means *prepared*. Raises `PeerError`."""
+        self._receiving = False
+        request = remote_pb2.RestoreRequest(
+            migration_id=self.migration_id, index=self._index, image_files=image_files
+        )
+        return await self._call(self._stub.Restore(request, timeout=timeout_seconds))
+
+    async def commit(self, *, timeout_seconds: float) -> remote_pb2.CommitResponse:
+        """Let the tree run. Raises `PeerError`; `PeerUnavailable` says nothing about the outcome."""
+        request = remote_pb2.CommitRequest(
+            migration_id=self.migration_id, destination_node_id=self._destination_node_id
+        )
+        return await self._call(self._stub.Commit(request, timeout=timeout_seconds))
+
+    async def get_session(self, *, timeout_seconds: float = CALL_SECONDS) -> remote_pb2.Session:
+        """Where the session stands. Raises `PeerError`."""
+        request = remote_pb2.GetSessionRequest(
+            migration_id=self.migration_id, destination_node_id=self._destination_node_id
+        )
+        return (await self._call(self._stub.GetSession(request, timeout=timeout_seconds))).session
+
+    async def abort(self) -> remote_pb2.AbortResponse:
+        """End the session if it is not committed. Raises `PeerError`."""
+        return await self._call(
+            self._stub.Abort(remote_pb2.AbortRequest(migration_id=self.migration_id), timeout=CALL_SECONDS)
+        )
+
+    def stop_renewing(self) -> None:
+        """Let the lease run out."""
+        if self._lease is not None:
+            self._lease.cancel()
+
+    async def _renew(self, lease_seconds: float) -> None:
+        request = remote_pb2.RenewLeaseRequest(migration_id=self.migration_id)
+        while True:
+            await asyncio.sleep(lease_seconds / LEASE_RENEWALS)
+            try:
+                await self._stub.RenewLease(request, timeout=lease_seconds / LEASE_RENEWALS)
+            except grpc.aio.AioRpcError as exc:  # the lease has two more chances; what matters asks for itself
+                logger.warning("lease not renewed migration_id=%s error=%s", self.migration_id, exc.details())
+
+    async def _connect(self, host: str, port: int, token: bytes) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        peer = f"{host}:{port}"
+        with contextlib.ExitStack() as stack:
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    family, kind, protocol, _, address = (
+                        await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                    )[0]
+                    sock = stack.enter_context(socket.socket(family, kind, protocol))
+                    sock.setblocking(False)
+                    await loop.sock_connect(sock, address)
+                    await loop.sock_sendall(sock, Preamble(StreamKind.PAGES, token).encode())
+                    verdict = await loop.sock_recv(sock, 1)
+            except (OSError, TimeoutError) as exc:
+                raise PeerUnavailable(
+                    peer,
+                    f"the data port is not reachable ({str(exc) or 'no answer in time'})",
+                    remedy="open this port between the nodes (data_port in phauld's configuration)",
+                ) from exc
+            if verdict != bytes([Verdict.ACCEPTED]):
+                raise RemoteProtocolError(peer, "the data port refused the token that it had just given")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setblocking(True)
+            stack.pop_all()
+            return sock
+
+    async def _call(self, call: Awaitable[_Answer]) -> _Answer:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as exc:
+            raise from_rpc_error(self.address, exc) from exc

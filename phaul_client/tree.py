@@ -1,0 +1,123 @@
+"""The processes of a tree that is about to be let go or killed: found once, then held by pidfd.
+
+A pidfd names a process beyond doubt for as long as it is open, whatever happens to the PID.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+KILL_TIMEOUT_SECONDS: Final = 10.0
+_STOPPED: Final = ("T", "X", "Z")
+
+
+class Tree:
+    """A tree as it stands while nothing in it can fork. Use it as a context manager: it holds descriptors."""
+
+    def __init__(self, root: int) -> None:
+        """Find every process below `root`. Raises `ProcessLookupError` if it is gone."""
+        self._pidfds: dict[int, int] = {}
+        self._stopped_by_us: set[int] = set()
+        try:
+            for pid in _descendants(root):
+                self._pidfds[pid] = os.pidfd_open(pid)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return tuple(self._pidfds)
+
+    def stop(self, already_stopped: frozenset[int]) -> None:
+        """Send SIGSTOP to every process; those in `already_stopped` will get no SIGCONT later."""
+        for pid, descriptor in self._pidfds.items():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGSTOP)
+            if pid not in already_stopped:
+                self._stopped_by_us.add(pid)
+
+    def resume(self) -> None:
+        """Undo `stop`."""
+        for pid in self._stopped_by_us:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfds[pid], signal.SIGCONT)
+        self._stopped_by_us.clear()
+
+    def is_traced(self) -> bool:
+        """Whether a tracer (criu) still holds every process."""
+        return all(_status_field(pid, "TracerPid") != "0" for pid in self._pidfds)
+
+    async def kill(self) -> None:
+        """SIGKILL what is left, and wait until nothing of it can run. Raises `TimeoutError`."""
+        for descriptor in self._pidfds.values():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
+            for descriptor in self._pidfds.values():
+                await _ended(descriptor)
+
+    def close(self) -> None:
+        for descriptor in self._pidfds.values():
+            os.close(descriptor)
+        self._pidfds.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+async def wait_until_gone(pid: int) -> None:
+    """Wait until a process, not necessarily a child, has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        await _ended(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def stopped_pids(root: int) -> frozenset[int]:
+    """The processes of the tree that somebody has stopped (SIGSTOP, a debugger's stop) while it runs freely."""
+    return frozenset(pid for pid in _descendants(root) if _status_field(pid, "State")[:1] in _STOPPED)
+
+
+def _descendants(root: int) -> Iterator[int]:
+    pending = [root]
+    while pending:
+        pid = pending.pop()
+        yield pid
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    pending += [int(child) for child in (task / "children").read_text().split()]
+
+
+def _status_field(pid: int, name: str) -> str:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key == name:
+                return value.strip()
+    return "0"
+
+
+async def _ended(pidfd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
