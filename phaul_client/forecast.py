@@ -20,8 +20,6 @@ ASSUMED_BANDWIDTH_BYTES_PER_SECOND: Final = 117e6
 """1 Gbit/s less framing; used only while no round has moved a byte in a measurable time."""
 BANDWIDTH_SAMPLE_BYTES: Final = 16 << 20
 """A round that sent less mostly measures socket buffers and round trips."""
-UNMEASURED_EXPONENT: Final = 0.75
-"""Between a writer of ever new pages (1) and one that rewrites a hot set (0): one round cannot tell them apart."""
 LONGER_WINDOW_RATIO: Final = 1.25
 """Two windows must differ by this much before their ratio says how dirtying grows with time."""
 
@@ -89,7 +87,7 @@ def dirty_rate_bytes_per_second(history: History) -> float:
 
 def bandwidth_bytes_per_second(history: History, limits: Limits) -> float:
     """Bandwidth of the latest round large enough to measure one, else of the largest; never above the limit."""
-    measured = [stats for stats in history if stats.bytes_sent > 0 and _transfer_seconds(stats) > 0]
+    measured = [stats for stats in history if stats.bytes_sent > 0 and usable(stats.transfer_seconds) > 0]
     large = [stats for stats in measured if stats.bytes_sent >= BANDWIDTH_SAMPLE_BYTES]
     if large:
         sample = large[-1]
@@ -97,7 +95,7 @@ def bandwidth_bytes_per_second(history: History, limits: Limits) -> float:
         sample = max(measured, key=lambda stats: stats.bytes_sent)
     else:
         return min(ASSUMED_BANDWIDTH_BYTES_PER_SECOND, limits.bandwidth_limit_bytes_per_second or math.inf)
-    bandwidth = max(1.0, sample.bytes_sent / _transfer_seconds(sample))
+    bandwidth = usable(sample.bytes_sent / sample.transfer_seconds) or ASSUMED_BANDWIDTH_BYTES_PER_SECOND
     return min(bandwidth, limits.bandwidth_limit_bytes_per_second or math.inf)
 
 
@@ -115,7 +113,8 @@ class _Costs:
 
     @classmethod
     def measure(cls, history: History, limits: Limits) -> _Costs:
-        freeze_seconds = max(usable(stats.frozen_seconds) for stats in history[-2:])
+        incremental = history[1:] or history  # the first round freezes longer: it collects all of memory
+        freeze_seconds = max(usable(stats.frozen_seconds) for stats in incremental[-2:])
         overhead_seconds = median(_overhead_seconds(stats) for stats in history)
         switch_seconds = overhead_seconds if limits.switch_cost_seconds is None else limits.switch_cost_seconds
         fixed_seconds = freeze_seconds + switch_seconds
@@ -147,7 +146,7 @@ def _windows(history: History) -> tuple[_Window, ...]:
     windows = []
     for before, stats in pairwise(history):
         seconds = usable(stats.started_at_seconds - before.started_at_seconds) or usable(before.duration_seconds)
-        windows.append(_Window(seconds, max(0, stats.pages_written), stats.throttle_percent))
+        windows.append(_Window(seconds, max(0, stats.pages_written), before.throttle_percent))
     return tuple(windows)
 
 
@@ -164,8 +163,9 @@ def _extrapolated_pages(windows: tuple[_Window, ...], seconds: float) -> float:
     """From the latest window to one of `seconds`.
 
     Distinct pages grow with time no faster than in proportion, and more slowly for a hot set. Towards longer windows
-    the proportion is the careful answer, bounded by what a window at least as long was seen to dirty (the working
-    set). Towards shorter ones it would be too hopeful: there the exponent is taken from two windows that differ.
+    the proportion is the careful answer; once a window at least as long has been seen, the most that any window
+    dirtied (the working set) bounds it. Towards shorter ones the proportion would be too hopeful: there the exponent is
+    taken from two windows that differ.
     """
     latest = windows[-1]
     if latest.seconds == 0 or latest.pages == 0:
@@ -173,14 +173,18 @@ def _extrapolated_pages(windows: tuple[_Window, ...], seconds: float) -> float:
     ratio = seconds / latest.seconds
     if ratio < 1:
         return latest.pages * math.pow(ratio, _exponent(windows))
-    comparable = [window for window in windows[:-1] if window.throttle_percent == latest.throttle_percent]
-    longer = [window.pages for window in comparable if window.seconds >= seconds]
+    comparable = [window for window in windows if window.throttle_percent == latest.throttle_percent]
     proportional = latest.pages * ratio
-    return min(proportional, max([*longer, latest.pages])) if longer else proportional
+    if not any(window.seconds >= seconds for window in comparable):
+        return proportional
+    return min(proportional, max(window.pages for window in comparable))
 
 
 def _exponent(windows: tuple[_Window, ...]) -> float:
-    """How dirty pages grow with time, as a power of it: 1 for new pages only, 0 for a hot set."""
+    """How dirty pages grow with time, as a power of it: 1 for new pages only, 0 for a hot set.
+
+    0 as well while no two windows tell them apart: a short window is not promised to dirty less than a long one.
+    """
     latest = windows[-1]
     for window in reversed(windows[:-1]):
         comparable = window.throttle_percent == latest.throttle_percent
@@ -188,16 +192,12 @@ def _exponent(windows: tuple[_Window, ...]) -> float:
             if window.pages <= latest.pages:
                 return 0.0
             return min(1.0, math.log(window.pages / latest.pages) / math.log(window.seconds / latest.seconds))
-    return UNMEASURED_EXPONENT
-
-
-def _transfer_seconds(stats: IterStats) -> float:
-    return usable(stats.transfer_seconds) or usable(usable(stats.duration_seconds) - usable(stats.frozen_seconds))
+    return 0.0
 
 
 def _overhead_seconds(stats: IterStats) -> float:
     """What a round takes beside freezing and sending: criu's start, the page server, two round trips."""
-    return usable(usable(stats.duration_seconds) - usable(stats.frozen_seconds) - _transfer_seconds(stats))
+    return usable(usable(stats.duration_seconds) - usable(stats.frozen_seconds) - usable(stats.transfer_seconds))
 
 
 def _wire_bytes_per_page(history: History) -> float:

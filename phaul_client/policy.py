@@ -54,6 +54,23 @@ class FinishReason(enum.StrEnum):
     #: The mode has no rounds.
     NO_ROUNDS = "no-rounds"
 
+    @property
+    def sentence(self) -> str:
+        """The reason for people, as a report shows it."""
+        return _SENTENCES[self]
+
+
+_SENTENCES: Final = {
+    FinishReason.GOAL_REACHED: "the expected pause is within the goal",
+    FinishReason.IDLE: "the last round found next to nothing to send; the rest of the pause is not memory",
+    FinishReason.PLATEAU: "further rounds would cost the process more than they save it",
+    FinishReason.DIVERGING: "the process dirties more memory from round to round",
+    FinishReason.DEADLINE: "another round would end after the deadline",
+    FinishReason.ROUND_LIMIT: "the allowed number of rounds has been run",
+    FinishReason.POSTCOPY_TIME: "the time allowed for pre-copy is over",
+    FinishReason.NO_ROUNDS: "this mode has no rounds",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Iterate:
@@ -149,10 +166,10 @@ class DowntimePolicy:
             return Iterate() if limits.max_rounds > 0 else Finish(FinishReason.ROUND_LIMIT)
         expected = forecast(history, limits)
         reason = _finish_reason(history, limits, expected)
-        percent = throttle.wanted_percent(history) if limits.allow_throttle else 0
-        if reason in _NOT_CONVERGING and limits.allow_throttle and history[-1].throttle_percent < throttle.MAX_PERCENT:
+        stuck = reason in _NOT_CONVERGING
+        percent = throttle.wanted_percent(history, stuck=stuck) if limits.allow_throttle else 0
+        if stuck and limits.allow_throttle and not throttle.is_exhausted(history):
             reason = None
-            percent = max(percent, throttle.next_step(history[-1].throttle_percent))
         if reason is None:
             return Iterate(throttle_percent=percent, forecast=expected)
         if limits.allow_postcopy and reason in _GIVING_UP:
@@ -208,14 +225,14 @@ def _is_plateau(history: History, limits: Limits, expected: Forecast) -> bool:
 
     A round pays if it leaves an expected pause that is shorter than the best so far by more than the round itself
     froze the tree: both are seconds in which the process stands still. Counted are the latest rounds in a row that did
-    not pay, and the next one if it is not expected to. A round under a new throttle starts the count anew.
+    not pay, and the next one if it is not expected to. The first round to see a new throttle starts the count anew.
     """
-    unpaid_rounds = int(expected.next_gain_seconds <= history[-1].frozen_seconds) if len(history) > 1 else 0
+    unpaid_rounds = int(expected.next_gain_seconds <= history[-1].frozen_seconds)
     pauses = [forecast(history[:count], limits).expected_pause_seconds for count in range(1, len(history) + 1)]
     for index in range(len(history) - 1, 0, -1):
         stats = history[index]
         pays = pauses[index] < min(pauses[:index]) - stats.frozen_seconds
-        if pays or stats.throttle_percent != history[index - 1].throttle_percent:
+        if pays or not throttle.is_settled(history[:index]):
             break
         unpaid_rounds += 1
     return unpaid_rounds >= limits.plateau_rounds

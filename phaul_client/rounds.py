@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 PAGE_SIZE_BYTES: Final = 4096
+_NONSENSE: Final = 1e15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +30,13 @@ class IterStats:
     """How long this round held the tree still (criu's freezing_time and frozen_time)."""
     pages_scanned: int
     pages_written: int
-    pages_skipped_parent: int = 0
+    pages_skipped_parent: int
     bytes_sent: int
-    """Bytes on the wire, headers and compression included; 0 if nobody counted them."""
-    transfer_seconds: float = 0.0
-    """From the first page on the wire to the last (criu's memwrite_time); 0 if unknown: then duration less freeze."""
+    """Bytes on the wire, headers and compression included."""
+    transfer_seconds: float
+    """Time spent sending them: criu's memwrite_time."""
     throttle_percent: int = 0
-    """Share of time for which the tree was held back while this round's pages were dirtied."""
+    """The throttle set when the round began. What it holds back is found by the next round, not by this one."""
 
 
 History = tuple[IterStats, ...]
@@ -56,7 +57,7 @@ class Limits:
     """A round that wrote fewer pages shows an idle process: another one brings nothing."""
     max_growth_ratio: float = 1.1
     """A round that dirtied more than this times the one before it grows; two in a row diverge."""
-    plateau_rounds: int = 2
+    plateau_rounds: int = 3
     """That many rounds in a row (seen or foreseen) that do not pay make a plateau."""
     fixed_cost_prior_seconds: float = 0.05
     """The fixed part of the pause, used only until a round has measured it."""
@@ -88,8 +89,8 @@ class Limits:
 
 
 def usable(value: float) -> float:
-    """`value` if it is a finite, non-negative number, else 0."""
-    return value if math.isfinite(value) and value > 0 else 0.0
+    """`value` if it can be a time in seconds or a rate per second, else 0."""
+    return value if 0 < value < _NONSENSE else 0.0  # false for NaN
 
 
 def elapsed_seconds(history: History) -> float:

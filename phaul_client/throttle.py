@@ -16,7 +16,7 @@ MAX_PERCENT: Final = 99
 TRIGGER_PERCENT: Final = 50
 """A round is high when it found more than this share of what was transferred since the snapshot before it dirty."""
 TRIGGER_ROUNDS: Final = 2
-"""The first step waits for the second high round. QEMU waits for two at every step; its periods are shorter."""
+"""The first step waits for the second high round; a later one for a round that was dirtied under the step before."""
 
 
 def next_step(percent: int) -> int:
@@ -33,14 +33,28 @@ def is_high(before: IterStats, stats: IterStats) -> bool:
     return dirty_bytes * 100 > transferred_bytes * TRIGGER_PERCENT
 
 
-def wanted_percent(history: History) -> int:
-    """The throttle for the next round: the present one, or a step more if dirtying keeps up with the transfer."""
+def wanted_percent(history: History, *, stuck: bool) -> int:
+    """The throttle for the next round.
+
+    A step more if dirtying keeps up with the transfer, or if the policy is `stuck`: it would end above the goal. The
+    present one while its effect has not been seen: the round that set it still found what was dirtied before.
+    """
     if not history:
         return 0
     percent = history[-1].throttle_percent
-    high = [is_high(before, stats) for before, stats in pairwise(history)]
-    if not high or not high[-1]:
+    if not is_settled(history):
         return percent
-    if percent == 0 and sum(high) < TRIGGER_ROUNDS:
-        return 0
-    return next_step(percent)
+    high = [is_high(before, stats) for before, stats in pairwise(history)]
+    outrun = any(high[-1:]) and (percent > 0 or sum(high) >= TRIGGER_ROUNDS)
+    return next_step(percent) if stuck or outrun else percent
+
+
+def is_settled(history: History) -> bool:
+    """Whether the latest round found what was dirtied under the present throttle."""
+    before_percent = history[-2].throttle_percent if len(history) > 1 else 0
+    return history[-1].throttle_percent == before_percent
+
+
+def is_exhausted(history: History) -> bool:
+    """Whether the last step has been made and its effect seen."""
+    return history[-1].throttle_percent >= MAX_PERCENT and is_settled(history)
