@@ -189,7 +189,7 @@ def _finish_reason(history: History, limits: Limits, expected: Forecast) -> Fini
         return FinishReason.POSTCOPY_TIME
     if len(history) >= limits.max_rounds:
         return FinishReason.ROUND_LIMIT
-    if _is_diverging(history, limits, expected):
+    if _is_diverging(history, limits):
         return FinishReason.DIVERGING
     if _is_plateau(history, limits, expected):
         return FinishReason.PLATEAU
@@ -209,12 +209,9 @@ def _wants_postcopy(history: History, limits: Limits) -> bool:
     return limits.allow_postcopy and after_seconds is not None and elapsed_seconds(history) >= after_seconds
 
 
-def _is_diverging(history: History, limits: Limits, expected: Forecast) -> bool:
-    """Whether the last two rounds each found clearly more than the one before, and the next would not find less.
-
-    The first round is no measure of dirtying: it writes all there is.
-    """
-    if len(history) < 4 or expected.next_gain_seconds > 0:
+def _is_diverging(history: History, limits: Limits) -> bool:
+    """Whether the last two rounds each found clearly more than the one before; one may be a burst."""
+    if len(history) < 3:
         return False
     older, before, latest = (stats.pages_written for stats in history[-3:])
     return before > older * limits.max_growth_ratio and latest > before * limits.max_growth_ratio

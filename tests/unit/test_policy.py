@@ -97,6 +97,7 @@ def test_modes_without_rounds(history: History) -> None:
         pytest.param(rounds(MEMORY_PAGES, 60000), Limits(max_rounds=2), FinishReason.ROUND_LIMIT, id="round limit"),
         pytest.param(rounds(MEMORY_PAGES), Limits(deadline_seconds=3), FinishReason.DEADLINE, id="deadline"),
         pytest.param(rounds(MEMORY_PAGES, 9000, 12000, 18000), Limits(), FinishReason.DIVERGING, id="diverging"),
+        pytest.param(rounds(10000, 20000, 40000), Limits(), FinishReason.DIVERGING, id="memory itself grows"),
         pytest.param(rounds(MEMORY_PAGES, 20000, 20000, 20000), Limits(), FinishReason.PLATEAU, id="plateau"),
     ],
 )
@@ -153,6 +154,14 @@ def test_throttles_instead_of_a_plateau_until_there_is_nothing_left() -> None:
     assert most.reason is FinishReason.PLATEAU
 
 
+def test_a_new_throttle_is_given_time_to_show_its_effect() -> None:
+    """The last rounds did not pay, but the latest is the first that was dirtied under 99 %, the last step."""
+    stuck = (MEMORY_PAGES, 20000, 20000, 20000)
+    limits = Limits(allow_throttle=True)
+    assert isinstance(POLICY.decide(rounds(*stuck, throttle_percents=(90, 90, 90, 99)), limits), Iterate)
+    assert isinstance(POLICY.decide(rounds(*stuck, throttle_percents=(90, 90, 99, 99)), limits), Iterate)
+
+
 def test_every_reason_has_a_sentence() -> None:
     assert all(reason.sentence for reason in FinishReason)
 
@@ -200,6 +209,14 @@ def test_a_longer_window_dirties_no_more_than_one_as_long_did() -> None:
     history = rounds(MEMORY_PAGES, 6000, 5000, 20000)
     assert history[3].duration_seconds > history[2].duration_seconds
     assert forecast(history, Limits()).dirty_bytes <= 20000 * PAGE_SIZE_BYTES
+
+
+def test_windows_under_different_throttles_are_not_compared() -> None:
+    """Less was dirtied in the last window because of the throttle, not because the window was shorter."""
+    pages = (MEMORY_PAGES, 40000, 10000)
+    free = forecast(rounds(*pages), Limits()).dirty_bytes
+    held = forecast(rounds(*pages, throttle_percents=(0, 50, 50)), Limits()).dirty_bytes
+    assert free < held == pytest.approx(10000 * PAGE_SIZE_BYTES)
 
 
 def test_every_part_of_the_pause_counts() -> None:
