@@ -96,7 +96,7 @@ class Event(StrEnum):
     PAGES_READY = "PAGES_READY"
     #: Every task has SIGSTOP pending, *and afterwards* criu was seen to hold every one of them still.
     TREE_STOPPED = "TREE_STOPPED"
-    #: Post-copy: the destination has confirmed every page.
+    #: Post-copy: the destination needs no more pages: it has confirmed every one, or its copy has ended.
     PAGES_FILLED = "PAGES_FILLED"
     #: No task of the tree is left here.
     TREE_KILLED = "TREE_KILLED"
@@ -148,7 +148,7 @@ class Do(StrEnum):
     #: Restore. Ends in DESTINATION_PREPARED or FAILED.
     SEND_RESTORE = "SEND_RESTORE"
     #: SIGSTOP to every task of the tree, then look that criu is alive and still traces every one: if it died in
-    #: between, the tree has run past its images, and the copy is of the past. Ends in TREE_STOPPED, CRIU_LOST or FAILED.
+    #: between, the tree has run past its images and the copy is of the past. Ends in TREE_STOPPED, CRIU_LOST or FAILED.
     STOP_TREE = "STOP_TREE"
     #: Commit. Ends in one of DESTINATION_* or NO_ANSWER.
     SEND_COMMIT = "SEND_COMMIT"
@@ -260,6 +260,7 @@ POSTCOPY_TRANSITIONS: Final[Transitions] = MappingProxyType(
         (Phase.COMMITTED, Event.DESTINATION_RUNNING): _FILL,
         (Phase.HELD, Event.DESTINATION_RUNNING): _FILL,
         (Phase.FILLING, Event.PAGES_FILLED): _CONFIRM,
+        (Phase.FILLING, Event.DOUBT_EXPIRED): _HOLD,
         (Phase.FILLING, Event.RESTARTED): Step(Phase.FILLING, (Do.SERVE_PAGES,)),
         # The destination's copy lost its missing pages with criu, and it has run: only a person can choose.
         (Phase.FILLING, Event.CRIU_LOST): Step(Phase.HELD, (Record(Phase.HELD),)),

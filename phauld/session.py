@@ -13,8 +13,8 @@ What this half promises, and its journal keeps:
 - No instruction of the tree runs before COMMITTING is in the journal. So everything journaled before it is safe to
   abort, and a restarted phauld does: its held tree died with criu's connection, or is stuck for good and gets killed.
 - RUNNING and ABORTED are final and are in the journal before anybody is told. A call that comes again, late or twice,
-  is answered with what was recorded; Abort leaves ABORTED even for an id that was never seen, so that a late OpenSession
-  cannot revive it; records are never dropped.
+  is answered with what was recorded; Abort leaves ABORTED even for an id that was never seen, so that a late
+  OpenSession cannot revive it; records are never dropped.
 - The lease ends with COMMITTING. Before, its end is an abort like any other, durable, so that a late Commit is answered
   "never ran" and the source runs on.
 - ABORTED out of COMMITTING is recorded *after* the kill. The tree may have been let go: so that "never will" is true,
