@@ -104,19 +104,19 @@ class Criu:
         """Restore the tree; the PID of its root.
 
         criu's notifications: pre-restore, (setup-namespaces, post-setup-namespaces), post-restore (with the PID: the
-        whole tree exists, none of it has run), pre-resume, post-resume. If `on_notify` raises up to `post-restore`, no
-        part of the tree runs and the exception is raised here. A failure after the answer to `post-restore` leaves the
-        tree running: criu ignores it. Raises RestoreFailed, CriuDied, CriuTimeout, CriuMissing.
+        whole tree exists, none of it has run), pre-resume, post-resume. Whatever goes wrong before `pre-resume` was
+        notified, no part of the tree is left when the exception is raised here; from `pre-resume` on the tree runs,
+        whatever `on_notify` raises. Raises RestoreFailed, CriuDied, CriuTimeout, CriuMissing.
         """
         held = HeldTree()
 
         async def watch(notification: Notification) -> None:
             if notification.pid is not None:
                 held.note(notification.pid)
+            if notification.name == "pre-resume":  # only now it is certain that criu has read our consent
+                held.release()
             if on_notify is not None:
                 await on_notify(notification)
-            if notification.name == "post-restore":
-                held.release()
 
         try:
             request = requests.restore_request(options)

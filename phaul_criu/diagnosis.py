@@ -19,7 +19,7 @@ _LARGEST_LOG_BYTES: Final = 16 << 20
 
 def forget_log(options: DirectoryOptions) -> None:
     """Remove an earlier log of the same name, lest a criu that fails before it opens its log is blamed for it."""
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # there is none, or criu will say what is wrong with the directory
         os.unlink(options.log_file, dir_fd=options.log_dir_fd)
 
 

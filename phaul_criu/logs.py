@@ -63,6 +63,11 @@ _KNOWN: Final = tuple(
             "that PID is in use here: start the workload in a PID namespace of its own (`phaul run`)",
         ),
         _KnownCause(
+            "tcp-in-flight",
+            r"In-flight connection",
+            "a TCP connection is just being made: try again, or leave such connections out (tcp_skip_in_flight)",
+        ),
+        _KnownCause(
             "tcp-connected",
             r"Connected TCP socket",
             "allow established TCP connections to be carried (tcp_established) or closed (tcp_close)",

@@ -91,6 +91,8 @@ class TreeOptions(DirectoryOptions):
     tcp_established: bool = False
     #: Close established TCP connections: the program sees a reset.
     tcp_close: bool = False
+    #: Leave out TCP connections that the program has not accepted yet.
+    tcp_skip_in_flight: bool = False
     #: Allow unix sockets whose other end is outside the tree.
     ext_unix_sk: bool = False
     file_locks: bool = False

@@ -65,7 +65,7 @@ async def test_killing_takes_what_it_forked_along() -> None:
     os.close(read_end)
     os.close(write_end)
     async with asyncio.timeout(5):
-        while alive(grandchild):  # it is dying
+        while alive(grandchild):  # noqa: ASYNC110 - it is dying, and it is not ours
             await asyncio.sleep(0.01)
 
 

@@ -21,6 +21,7 @@ LINES = [
         "(00.01) Error (criu/sk-inet.c:200): inet: Connected TCP socket, consider using --tcp-established option.",
         "tcp-connected",
     ),
+    ("(00.109080) Error (criu/sk-inet.c:176): inet: In-flight connection (l) for 1a3d3", "tcp-in-flight"),
     ("(00.01)     12: Error (criu/sk-inet.c:912): inet: Connected TCP socket in image", "tcp-connected"),
     (
         "(00.01)     12: Error (criu/sk-inet.c:1059): inet: Can't bind inet socket (id 3): "
