@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,11 @@ from typing import Final
 
 from phaul_criu import child, install
 from phaul_criu.errors import CriuError
-from phaul_criu.version import OLDEST
+from phaul_criu.version import OLDEST, Version
 
 _CHECK_SECONDS: Final = 30.0
 _REQUIRED_PIPE_BYTES: Final = 4 << 20
+_OLDEST_FOR_LINUX_6_16: Final = Version(4, 2)
 _INSTALL_REMEDY: Final = "run scripts/setup"
 
 
@@ -125,7 +127,7 @@ async def _criu_findings(binary: Path | None) -> list[Finding]:
         "criu", version >= OLDEST, Severity.REQUIRED, f"{binary} is criu {version}", f"install criu {OLDEST} or newer"
     )
     checks = [_criu_check(binary), *(_criu_feature(binary, feature) for feature in _CRIU_FEATURES)]
-    return [new_enough, *await asyncio.gather(*checks)]
+    return [new_enough, _inet_sockets(version), *await asyncio.gather(*checks)]
 
 
 async def _criu_check(binary: Path) -> Finding:
@@ -162,6 +164,23 @@ def _capabilities() -> Finding:
     absent = [name for name, number in _CAPABILITIES.items() if not held >> number & 1]
     detail = f"missing: {', '.join(absent)}" if absent else "all that criu needs"
     return _finding("capabilities", not absent, Severity.REQUIRED, detail, "run as root")
+
+
+def _inet_sockets(version: Version) -> Finding:
+    """Linux 6.16 refuses SO_PASSCRED on TCP and UDP sockets; criu before 4.2 cannot dump any of them there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED)
+            refused = False
+        except OSError:
+            refused = True
+    return _finding(
+        "inet-sockets",
+        not refused or version >= _OLDEST_FOR_LINUX_6_16,
+        Severity.FEATURE,
+        f"dumping TCP and UDP sockets with criu {version} on Linux {platform.release()}",
+        f"install criu {_OLDEST_FOR_LINUX_6_16} or newer",
+    )
 
 
 def _pycriu() -> Finding:

@@ -63,6 +63,11 @@ _KNOWN: Final = tuple(
             "that PID is in use here: start the workload in a PID namespace of its own (`phaul run`)",
         ),
         _KnownCause(
+            "kernel-too-new",
+            r"sockets: Can't get 1:(?:16|34) opt: Operation not supported",
+            "criu before 4.2 cannot dump TCP and UDP sockets on Linux 6.16 and newer: install criu 4.2",
+        ),
+        _KnownCause(
             "tcp-in-flight",
             r"In-flight connection",
             "a TCP connection is just being made: try again, or leave such connections out (tcp_skip_in_flight)",

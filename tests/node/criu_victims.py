@@ -108,9 +108,15 @@ class Victim:
                 os.waitpid(pid, 0)
 
 
-def become_subreaper() -> None:
+@contextmanager
+def subreaper() -> Iterator[None]:
     """Restored trees become children of this process instead of init's."""
-    assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    try:
+        yield
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def start_victim(

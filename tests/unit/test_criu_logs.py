@@ -21,6 +21,7 @@ LINES = [
         "(00.01) Error (criu/sk-inet.c:200): inet: Connected TCP socket, consider using --tcp-established option.",
         "tcp-connected",
     ),
+    ("(00.20) Error (criu/sockets.c:628): sockets: Can't get 1:16 opt: Operation not supported", "kernel-too-new"),
     ("(00.109080) Error (criu/sk-inet.c:176): inet: In-flight connection (l) for 1a3d3", "tcp-in-flight"),
     ("(00.01)     12: Error (criu/sk-inet.c:912): inet: Connected TCP socket in image", "tcp-connected"),
     (
