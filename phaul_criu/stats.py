@@ -44,6 +44,23 @@ class DumpStats:
     shpages_written: int
 
 
+#: Of a dump with lazy pages: the page server that criu becomes then starts its statistics anew and garbles the times
+#: (criu/page-xfer.c, cr_page_server).
+NO_DUMP_STATS: Final = DumpStats(
+    freezing_microseconds=0,
+    frozen_microseconds=0,
+    memdump_microseconds=0,
+    memwrite_microseconds=0,
+    pages_scanned=0,
+    pages_skipped_parent=0,
+    pages_written=0,
+    pages_lazy=0,
+    shpages_scanned=0,
+    shpages_skipped_parent=0,
+    shpages_written=0,
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreStats:
     """Statistics of a restore."""
