@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from phauld import session
 from phauld.errors import PhaseError
 from phauld.session import LEASED, Action, Do, Event, Phase, Record, Step, advance, recover
 from tests.model.world import Call, Copy, DestinationCriu, DestinationTodo, Micro, NodeState, Reply, Rules, World
@@ -55,7 +54,7 @@ def _serve(world: World, call: Call, rules: Rules) -> World:
     phase, steps = world.destination, []
     assert phase is not None
     events = EVENTS[call]
-    if call is Call.IMAGES and rules.destination is session.POSTCOPY_TRANSITIONS:
+    if call is Call.IMAGES and (Phase.OPEN, Event.RESTORE) in rules.destination:
         events = (Event.START_ITER, Event.ROUND_ENDED)
     try:
         for event in events:

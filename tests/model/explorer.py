@@ -92,18 +92,13 @@ def settled(world: World) -> bool:
         world.source_node is NodeState.GONE
         or (world.source is None and world.source_journal is None)
         or world.source in commit.FINAL
-        or (world.source is commit.Phase.HELD and (not world.asking or cannot_answer(world)))
+        or (world.source is commit.Phase.HELD and (not world.asking or world.destination_cannot_answer))
     )
     destination_done = world.destination_node is NodeState.GONE or (
         world.destination in session.FINAL or world.destination is session.Phase.ABSENT
     )
     quiet = not (world.source_todo or world.destination_todo or world.requests or world.replies or world.waiting)
     return source_done and destination_done and quiet
-
-
-def cannot_answer(world: World) -> bool:
-    """The destination is gone for good, or has lost its journal."""
-    return world.destination_node is NodeState.GONE or world.destination is session.Phase.ABSENT
 
 
 def breach_always(world: World) -> str:
@@ -121,7 +116,7 @@ def breach_settled(world: World) -> str:
     held = world.source is commit.Phase.HELD
     pages_lost = world.pages_lost and world.copy_ran
     struck = world.source_struck or world.destination_struck or pages_lost
-    if held and not (cannot_answer(world) or pages_lost):
+    if held and not (world.destination_cannot_answer or pages_lost):
         return "held, though the destination is there"
     if not held and running == 0 and not struck:
         return "the tree is lost"

@@ -53,12 +53,16 @@ WAITS_FOR: Final = {
 NEEDS_CRIU: Final = frozenset(
     {Phase.FREEZING, Phase.COPYING_IMAGES, Phase.SERVING, Phase.RESTORING, Phase.PREPARED, Phase.FILLING}
 )
+LETS_CRIU_GO: Final = frozenset({Phase.COMMITTED, Phase.HELD, Phase.CONFIRMED, Phase.ROLLING_BACK})
+FAILURES: Final = (Event.CANCELLED, Event.FAILED, Event.DEADLINE_PASSED)
 NO_CRIU: Final = frozenset({SourceCriu.NONE, SourceCriu.GONE})
 
 
 def _take(world: World, step: Step) -> World:
     todo = tuple(part for action in step.actions for part in PARTS.get(action, (action,)))
-    return world._replace(source=step.phase, source_todo=todo, asking=False)
+    nothing_changed = step.phase is world.source and not step.actions
+    asking = world.asking and nothing_changed  # then the question is still open
+    return world._replace(source=step.phase, source_todo=todo, asking=asking)
 
 
 def _feed(world: World, event: Event, rules: Rules) -> World:
@@ -99,8 +103,7 @@ def _act(world: World, rules: Rules) -> World:
         case Micro.CONTINUE_TASKS:
             return world._replace(stopped=0)
         case Micro.TELL_CRIU_TO_KILL:
-            told = criu in (SourceCriu.HOLDING, SourceCriu.SERVING)
-            return world._replace(source_criu=SourceCriu.KILLING) if told else world
+            return _end_criu(world)
         case Micro.KILL_TASKS:
             return world._replace(source_alive=False)
         case Do():
@@ -114,7 +117,7 @@ def _happenings(world: World) -> Iterator[Event]:
     """What an idle phauld may notice, or be told by its user and its clocks."""
     phase, criu = world.source, world.source_criu
     if phase in CANCELLABLE:
-        yield Event.CANCELLED  # FAILED and DEADLINE_PASSED go the same way
+        yield from FAILURES
     if phase is Phase.PREFLIGHT:
         yield Event.PREFLIGHT_PASSED
     elif phase is Phase.ITERATING:
@@ -131,6 +134,8 @@ def _happenings(world: World) -> Iterator[Event]:
         yield Event.TREE_KILLED
     elif phase is Phase.ROLLING_BACK and criu in NO_CRIU:
         yield Event.TREE_RESUMED
+    if phase in LETS_CRIU_GO and criu is SourceCriu.GONE:
+        yield Event.CRIU_LOST
     if phase in NEEDS_CRIU and criu in NO_CRIU and not (phase is Phase.FILLING and _needs_no_page(world)):
         yield Event.CRIU_LOST
     if phase in IN_DOUBT:
@@ -151,7 +156,7 @@ def _resolutions(world: World) -> Iterator[Event]:
     if world.destination_node is NodeState.GONE:
         yield Event.RESOLVED_RESUME
         yield Event.RESOLVED_KILL
-    elif world.destination is session.Phase.ABSENT and world.destination_criu is DestinationCriu.GONE:
+    elif world.destination_cannot_answer and world.destination_criu is DestinationCriu.GONE:
         yield Event.RESOLVED_KILL if world.copy is Copy.RUNS else Event.RESOLVED_RESUME
 
 
@@ -166,6 +171,9 @@ def daemon_moves(world: World, rules: Rules) -> Iterator[Move]:
         return
     if world.source_todo:
         yield f"source: {_name(world.source_todo[0])}", _act(world, rules)
+        if isinstance(world.source_todo[0], Event):
+            for event in FAILURES:
+                yield f"source in {world.source}: {event}", _feed(world, event, rules)
         return
     for event in _happenings(world):
         yield f"source in {world.source}: {event}", _feed(world, event, rules)
@@ -185,6 +193,14 @@ def criu_moves(world: World) -> Iterator[Move]:
             yield "source criu kills the tree", world._replace(source_criu=SourceCriu.GONE, source_alive=False)
         case SourceCriu.SERVING if world.copy is Copy.RUNS and not world.filled:
             yield "every page is at the destination", world._replace(filled=True)
+
+
+def _end_criu(world: World) -> World:
+    """Success, or the end of the page connection: criu kills the tree. A copy that still needs pages dies of it."""
+    if world.source_criu not in (SourceCriu.HOLDING, SourceCriu.SERVING):
+        return world
+    starved = world.source_criu is SourceCriu.SERVING and not world.filled
+    return world._replace(source_criu=SourceCriu.KILLING, copy=Copy.DEAD if starved else world.copy)
 
 
 def _lose_criu(world: World) -> World:

@@ -135,6 +135,12 @@ class World(NamedTuple):
     def source_runs(self) -> bool:
         return self.source_alive and self.stopped < TASKS and self.source_criu not in FROZEN
 
+    @property
+    def destination_cannot_answer(self) -> bool:
+        """It is gone for good, or has lost its journal."""
+        forgot = self.destination is session.Phase.ABSENT and self.destination_struck
+        return forgot or self.destination_node is NodeState.GONE
+
 
 class Rules(NamedTuple):
     """What is explored: the real tables, or a planted bug; and what the shells promise."""
