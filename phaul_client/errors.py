@@ -7,6 +7,7 @@ PhaulError(message)                    every error that phaul raises on purpose,
 ├── WorkloadNotFound(name)             no workload by this name on this node
 ├── WorkloadExists(name)               a workload by this name runs on this node already
 ├── TooManyMigrations                  this node is at its limit; try again later
+├── ImageCorrupt                       what arrived is not what was sent
 ├── PreflightRefused(problems)         something stands in the way; nothing was touched
 ├── PeerError(peer)                    the other node; says nothing about the outcome of the call that failed
 │   ├── PeerUnavailable                no answer: it may or may not have done what it was asked
@@ -101,6 +102,12 @@ class TooManyMigrations(PhaulError):
     """This node moves as many trees as it may; nothing was reserved."""
 
     default_reason = "TOO_MANY_MIGRATIONS"
+
+
+class ImageCorrupt(PhaulError):
+    """An image or a carried file is not what was sent."""
+
+    default_reason = "IMAGE_CORRUPT"
 
 
 class PreflightRefused(PhaulError):

@@ -40,9 +40,7 @@ def file_pieces(path: Path, offset_bytes: int = 0) -> Iterator[remote_pb2.FilePi
         position = min(file.seek(min(offset_bytes, size_bytes)), size_bytes)
         while True:
             data = file.read(min(PIECE_BYTES, size_bytes - position))
-            yield remote_pb2.FilePiece(
-                size_bytes=size_bytes, offset_bytes=position, crc32=zlib.crc32(data), data=data
-            )
+            yield remote_pb2.FilePiece(size_bytes=size_bytes, offset_bytes=position, crc32=zlib.crc32(data), data=data)
             position += len(data)
             if not data or position >= size_bytes:
                 return

@@ -120,9 +120,7 @@ class GrpcRemote:
     async def restore(self, *, image_files: int, timeout_seconds: float) -> remote_pb2.RestoreResponse:
         """End the last round, build the tree and hold it: the answer means *prepared*. Raises `PeerError`."""
         self._receiving = False
-        request = remote_pb2.RestoreRequest(
-            migration_id=self.migration_id, index=self._index, image_files=image_files
-        )
+        request = remote_pb2.RestoreRequest(migration_id=self.migration_id, index=self._index, image_files=image_files)
         return await self._call(self._stub.Restore(request, timeout=timeout_seconds))
 
     async def commit(self, *, timeout_seconds: float) -> remote_pb2.CommitResponse:
@@ -165,9 +163,9 @@ class GrpcRemote:
         with contextlib.ExitStack() as stack:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
-                    family, kind, protocol, _, address = (
-                        await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                    )[0]
+                    family, kind, protocol, _, address = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[
+                        0
+                    ]
                     sock = stack.enter_context(socket.socket(family, kind, protocol))
                     sock.setblocking(False)
                     await loop.sock_connect(sock, address)

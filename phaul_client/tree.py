@@ -24,7 +24,7 @@ class Tree:
         self._pidfds: dict[int, int] = {}
         self._stopped_by_us: set[int] = set()
         try:
-            for pid in _descendants(root):
+            for pid in descendants(root):
                 self._pidfds[pid] = os.pidfd_open(pid)
         except BaseException:
             self.close()
@@ -90,10 +90,11 @@ async def wait_until_gone(pid: int) -> None:
 
 def stopped_pids(root: int) -> frozenset[int]:
     """The processes of the tree that somebody has stopped (SIGSTOP, a debugger's stop) while it runs freely."""
-    return frozenset(pid for pid in _descendants(root) if _status_field(pid, "State")[:1] in _STOPPED)
+    return frozenset(pid for pid in descendants(root) if _status_field(pid, "State")[:1] in _STOPPED)
 
 
-def _descendants(root: int) -> Iterator[int]:
+def descendants(root: int) -> Iterator[int]:
+    """The PIDs of a tree as it stands now, its root first."""
     pending = [root]
     while pending:
         pid = pending.pop()

@@ -1,10 +1,10 @@
 """The destination's half of the commit protocol: which phase follows which, and what to do on the way. Pure.
 
-Rule 1: this file owns every transition of a session; the shell feeds calls and happenings in, runs the actions in their
-order and decides nothing. It takes one event at a time, questions included: the next one waits until the actions are
-done (an action that ends in an event of its own may go on beside). A question answered in between could tell of an abort
-before the copy is dead. Rule 2: this file knows nothing of the source but its calls (`phaul_client/commit.py` is the
-other half).
+Rule 1: this file owns every transition of a session; the shell feeds calls and happenings in, runs the actions in
+their order and decides nothing. It takes one event at a time, questions included: the next one waits until the actions
+are done (an action that ends in an event of its own may go on beside). A question answered in between could tell of an
+abort before the copy is dead. Rule 2: this file knows nothing of the source but its calls (`phaul_client/commit.py` is
+the other half).
 
   OPEN ⇄ RECEIVING → RECEIVED → RESTORING → PREPARED → COMMITTING → RUNNING
   any of those before COMMITTING → ABORTED, by Abort, the lease, a failure, or a restart of phauld

@@ -158,6 +158,7 @@ def restore(directory: str, swrk_fd: int, criu: str) -> None:
 
 def main() -> None:
     mode, directory, fd = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    os.set_inheritable(fd, False)  # ours, not the tree's
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     libc_call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -116,18 +116,16 @@ class Workloads:
         argv = ([init, "--"] if init else []) + [program, *spec.argv[1:]]
         directory = self._make_record(spec)
         shim.write_json(str(directory), "spec.json", {**_to_json(spec), "argv": argv})
-        read_end, write_end = os.pipe()
-        with os.fdopen(read_end, "rb") as answer:
-            try:
-                await self._start_shim(("run", str(directory), str(write_end)), write_end)
-            finally:
-                os.close(write_end)
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                await self._start_shim(("run", str(directory), str(theirs.fileno())), theirs.fileno())
             async with asyncio.timeout(START_TIMEOUT_SECONDS):
-                outcome = json.loads(await asyncio.to_thread(answer.read) or '{"error": "its shim died"}')
+                outcome = json.loads(await _read_all(ours) or '{"error": "its shim died"}')
         if "error" in outcome:
             shutil.rmtree(directory, ignore_errors=True)
             raise InvalidRequest(f"{spec.argv[0]!r} did not start: {outcome['error']}")
-        self._forget_older(spec.name, directory)
+        self.forget_older(spec.name, directory)
         logger.info("workload started name=%s pid=%s", spec.name, outcome["pid"])
         return self._read(directory)
 
@@ -202,7 +200,8 @@ class Workloads:
         shim.write_json(str(directory), "record.json", record)
         return directory
 
-    def _forget_older(self, name: str, kept: Path) -> None:
+    def forget_older(self, name: str, kept: Path) -> None:
+        """Drop every record of a name but one."""
         for record in list(self._records()):
             if record.name == name and record.directory != kept:
                 shutil.rmtree(record.directory, ignore_errors=True)
@@ -231,25 +230,28 @@ class Workloads:
 
 
 class RestoreSlot:
-    """A shim and a criu that wait for a restore request on `swrk`; `keep` or `discard` ends it."""
+    """A shim and a criu that wait for a restore request; `keep` or `discard` ends it."""
 
     def __init__(self, workloads: Workloads, directory: Path, swrk: socket.socket, child: Child) -> None:
-        self.swrk = swrk
+        self._swrk: socket.socket | None = swrk
         self._workloads = workloads
         self._directory = directory
         self._child = child
 
-    @property
-    def directory(self) -> Path:
-        return self._directory
+    def take_swrk(self) -> socket.socket:
+        """Our end of the connection to criu, now the caller's."""
+        assert self._swrk is not None, "the connection was taken already"
+        swrk, self._swrk = self._swrk, None
+        return swrk
 
     def keep(self, name: str) -> None:
         """The tree runs: its record stands for the name from now on."""
-        self._workloads._forget_older(name, self._directory)
+        self._workloads.forget_older(name, self._directory)
 
     async def discard(self) -> None:
-        """The tree never ran: wait until its shim has cleaned up, and forget it."""
-        self.swrk.close()
+        """The tree never ran, and criu's connection is closed: wait until its shim has cleaned up, and forget it."""
+        if self._swrk is not None:
+            self._swrk.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EXIT_RECORD_TIMEOUT_SECONDS):
                 await self._child.wait()
@@ -279,6 +281,14 @@ def is_alive(identity: Mapping[str, Any]) -> bool:
         return shim.identity(identity["pid"]) == dict(identity)
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+async def _read_all(sock: socket.socket) -> bytes:
+    sock.setblocking(False)
+    data = b""
+    while chunk := await asyncio.get_running_loop().sock_recv(sock, 4096):
+        data += chunk
+    return data
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

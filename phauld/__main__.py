@@ -1,0 +1,97 @@
+"""The `phauld` command: arguments, configuration, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from phaul_client.errors import PhaulError
+from phaul_criu.errors import CriuError
+from phauld.config import ENVIRONMENT_PREFIX, Config, load_config
+from phauld.node import phaul_version
+
+EXIT_CONFIGURATION: Final = 78  # EX_CONFIG of sysexits.h: systemd does not restart on it
+EXIT_FAILURE: Final = 1
+
+_EPILOG: Final = """\
+examples:
+  phauld                                      on loopback, port 7707, for trying things out on one machine
+  phauld --config /etc/phaul/phauld.toml      as the systemd unit does it
+  phauld --listen 0.0.0.0:7707 --insecure     on a network where everybody is trusted
+
+Every option is also a key of the file (listen = "…") and a variable (PHAULD_LISTEN=…); flags win over variables,
+variables over the file.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="phauld",
+        description="The daemon of phaul: receives and sends running process trees.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add: Any = parser.add_argument
+    add("--version", action="version", version=f"phauld {phaul_version()}")
+    add("--config", type=Path, metavar="FILE", help="a TOML file with the options below")
+    add("--listen", metavar="HOST:PORT", help="address of the gRPC server (default 127.0.0.1:7707)")
+    add("--unix", metavar="PATH", help="the local gRPC socket (default /run/phaul/phauld.sock)")
+    add("--data-port", metavar="PORT", help="port of the page streams, on the host of --listen (default 7708)")
+    add("--state-dir", metavar="DIR", help="what survives a reboot (default /var/lib/phaul)")
+    add("--images-dir", metavar="DIR", help="images of migrations under way (default /var/lib/phaul/images)")
+    add("--log-dir", metavar="DIR", help="output of workloads, the same on all nodes (default /var/log/phaul)")
+    add("--node-name", metavar="NAME", help="how people call this node (default: its host name)")
+    add("--criu", metavar="PATH", help="the criu binary (default: found by itself)")
+    add("--insecure", action="store_const", const="true", help="listen beyond loopback without TLS")
+    add("--log-level", metavar="LEVEL", help="debug, info, warning or error (default info)")
+    add("--lease-seconds", metavar="S", help="abort an incoming migration whose source is silent for so long (30)")
+    add("--max-incoming", metavar="N", help="incoming migrations at a time (16)")
+    add("--max-outgoing", metavar="N", help="outgoing migrations at a time (16)")
+    return parser
+
+
+def main() -> None:
+    """Run the daemon."""
+    flags = vars(_parser().parse_args())
+    file = flags.pop("config") or _from_environment()
+    try:
+        config = load_config(file, flags=flags)
+    except PhaulError as exc:
+        _complain(exc)
+        sys.exit(EXIT_CONFIGURATION)
+    _set_up_logging(config)
+    from phauld.server import serve
+
+    try:
+        asyncio.run(serve(config))
+    except (PhaulError, CriuError, OSError) as exc:
+        _complain(exc)
+        sys.exit(EXIT_FAILURE)
+
+
+def _from_environment() -> Path | None:
+    path = os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    return Path(path) if path else None
+
+
+def _set_up_logging(config: Config) -> None:
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("grpc").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def _complain(error: Exception) -> None:
+    sys.stderr.write(f"phauld: error: {error}\n")
+    if remedy := getattr(error, "remedy", ""):
+        sys.stderr.write(f"  remedy: {remedy}\n")
+
+
+if __name__ == "__main__":
+    main()

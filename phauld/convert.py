@@ -1,0 +1,98 @@
+"""Between plain values and the messages of phaul.v1 (pure)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from phaul.v1 import types_pb2
+from phaul_client import commit
+from phaul_client.client import RoundEnded
+from phaul_client.policy import Finish, Verdict
+from phaul_client.status import log_tail_of, reason_of, remedy_of
+from phauld import session
+from phauld.workloads import WorkloadSpec
+
+LOG_TAIL_LINES: Final = 20
+
+
+def duration(seconds: float) -> duration_pb2.Duration:
+    """A Duration, to the microsecond."""
+    message = duration_pb2.Duration()
+    message.FromMicroseconds(round(seconds * 1e6))
+    return message
+
+
+def seconds_of(message: duration_pb2.Duration) -> float:
+    return message.ToMicroseconds() / 1e6
+
+
+def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
+    """A Timestamp of seconds since the epoch, to the microsecond."""
+    message = timestamp_pb2.Timestamp()
+    message.FromMicroseconds(round(seconds * 1e6))
+    return message
+
+
+def migration_phase(phase: commit.Phase) -> types_pb2.MigrationPhase.ValueType:
+    return types_pb2.MigrationPhase.Value(f"MIGRATION_PHASE_{phase}")
+
+
+def session_phase(phase: session.Phase) -> types_pb2.SessionPhase.ValueType:
+    """Raises `ValueError` for ABSENT, which is never told."""
+    return types_pb2.SessionPhase.Value(f"SESSION_PHASE_{phase}")
+
+
+def failure(error: BaseException) -> types_pb2.Failure:
+    """An error as a record of it."""
+    return types_pb2.Failure(
+        reason=types_pb2.ErrorReason.Value(f"ERROR_REASON_{reason_of(error)}"),
+        message=str(error),
+        remedy=remedy_of(error),
+        log_tail=log_tail_of(error).splitlines()[-LOG_TAIL_LINES:],
+    )
+
+
+def round_message(index: int, ended: RoundEnded, bandwidth: float) -> types_pb2.RoundStats:
+    stats, forecast = ended.stats, ended.verdict.forecast
+    return types_pb2.RoundStats(
+        index=index,
+        pages_scanned=stats.pages_scanned,
+        pages_written=stats.pages_written,
+        pages_skipped_parent=stats.pages_skipped_parent,
+        bytes_sent=stats.bytes_sent,
+        duration=duration(stats.duration_seconds),
+        frozen=duration(stats.frozen_seconds),
+        bandwidth_bytes_per_second=round(bandwidth),
+        dirty_rate_bytes_per_second=round(forecast.dirty_rate_bytes_per_second) if forecast else 0,
+        expected_pause=duration(forecast.expected_pause_seconds) if forecast else None,
+    )
+
+
+def rounds_reason(verdict: Verdict) -> str:
+    """Why the rounds ended, as a word of the policy; empty while they go on."""
+    return verdict.reason.value if isinstance(verdict, Finish) else ""
+
+
+def workload_message(spec: WorkloadSpec) -> types_pb2.WorkloadSpec:
+    return types_pb2.WorkloadSpec(
+        name=spec.name,
+        argv=spec.argv,
+        env=spec.env,
+        working_directory=spec.cwd,
+        log_path=spec.log_path,
+        own_pid_namespace=spec.new_pid_namespace,
+    )
+
+
+def workload_spec(message: types_pb2.WorkloadSpec) -> WorkloadSpec:
+    """Raises `InvalidRequest` for a bad name."""
+    return WorkloadSpec(
+        name=message.name,
+        argv=tuple(message.argv),
+        env=dict(message.env),
+        cwd=message.working_directory or "/",
+        log_path=message.log_path,
+        new_pid_namespace=message.own_pid_namespace if message.HasField("own_pid_namespace") else True,
+    )

@@ -1,0 +1,110 @@
+"""Writes the files that a source sends: images by plain name into one directory, carried files to paths agreed before.
+
+The invariant: nothing outside of these two is ever written, and no image has its name before it is complete.
+"""
+
+import contextlib
+import os
+import re
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from phaul.v1 import remote_pb2
+from phaul_client.errors import ImageCorrupt, InvalidRequest
+
+_IMAGE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.img")
+#: These come over the page stream, from criu to criu.
+_PAGE_STREAM: Final = re.compile(r"page(s|map)-.*")
+_DEFAULT_MODE: Final = 0o600
+
+
+class ImageWriter:
+    """Takes the pieces of one PutImages call. As a context manager it closes, and drops, what stayed incomplete."""
+
+    def __init__(self, images: Path | None, carried: tuple[Path, ...]) -> None:
+        self._images = images
+        self._carried = {str(path) for path in carried}
+        self._path: Path | None = None  # the file that is being written
+        self._descriptor = -1
+        self._position = 0
+        self.image_names: set[str] = set()
+        self.files = 0
+        self.bytes = 0
+
+    def write(self, piece: remote_pb2.FilePiece) -> None:
+        """Write one piece. Raises `ImageCorrupt`, `InvalidRequest`, `OSError`."""
+        path, carried = self._target(piece)
+        if zlib.crc32(piece.data) != piece.crc32:
+            raise ImageCorrupt(f"{path.name}: the checksum of the piece at {piece.offset_bytes} does not match")
+        if piece.offset_bytes + len(piece.data) > piece.size_bytes:
+            raise ImageCorrupt(f"{path.name}: a piece reaches beyond the end of the file")
+        if path != self._path:
+            self._open(path, carried, piece)
+        if piece.offset_bytes != self._position:
+            raise ImageCorrupt(f"{path.name}: expected the piece at {self._position}, got {piece.offset_bytes}")
+        view = memoryview(piece.data)
+        while view:
+            written = os.pwrite(self._descriptor, view, self._position)
+            self._position += written
+            view = view[written:]
+        self.bytes += len(piece.data)
+        if self._position == piece.size_bytes:
+            self._finish(path, carried, piece.size_bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._path is not None:
+            path, self._path = self._path, None
+            os.close(self._descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                _unfinished(path).unlink()
+            if kind is None:
+                raise ImageCorrupt(f"{path.name}: the stream ended inside it")
+
+    def _target(self, piece: remote_pb2.FilePiece) -> tuple[Path, bool]:
+        match piece.WhichOneof("target"):
+            case "image_name":
+                if not _IMAGE_NAME.fullmatch(piece.image_name) or _PAGE_STREAM.match(piece.image_name):
+                    raise InvalidRequest(f"{piece.image_name!r} is not the name of a small image")
+                if self._images is None:
+                    raise InvalidRequest("images have no place before the first round")
+                return self._images / piece.image_name, False
+            case "carried_path":
+                if piece.carried_path not in self._carried:
+                    raise InvalidRequest(f"{piece.carried_path!r} was not announced by OpenSession")
+                return Path(piece.carried_path), True
+            case _:
+                raise InvalidRequest("a piece without a target")
+
+    def _open(self, path: Path, carried: bool, piece: remote_pb2.FilePiece) -> None:
+        if self._path is not None:
+            raise ImageCorrupt(f"{self._path.name}: the next file began inside it")
+        mode = piece.mode or _DEFAULT_MODE
+        if carried:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, mode)
+            os.ftruncate(self._descriptor, piece.offset_bytes)
+        else:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            self._descriptor = os.open(_unfinished(path), flags, mode)
+        self._path = path
+        self._position = piece.offset_bytes if carried else 0
+
+    def _finish(self, path: Path, carried: bool, size_bytes: int) -> None:
+        os.ftruncate(self._descriptor, size_bytes)
+        os.close(self._descriptor)
+        self._path = None
+        self.files += 1
+        if not carried:
+            _unfinished(path).rename(path)
+            self.image_names.add(path.name)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")

@@ -1,0 +1,353 @@
+"""One incoming migration: the shell around the table in `session.py`.
+
+It feeds calls and happenings in, one at a time, and performs the acts that come out. The invariant: nothing of the
+tree runs before COMMITTING is in the journal, and whatever ends the session earlier leaves nothing behind.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Final, Protocol, assert_never
+
+from phaul_client.config import Config
+from phaul_client.errors import ImageCorrupt, PhaseError
+from phaul_criu.child import finish
+from phaul_criu.criu import Criu
+from phaul_criu.errors import CriuError
+from phaul_criu.lazy import LazyPages, LazyPagesOptions
+from phaul_criu.requests import RestoreOptions
+from phaul_criu.swrk import Notification, Swrk
+from phauld import session
+from phauld.dataport import DataPort, Expected
+from phauld.images import ImageWriter
+from phauld.receiver import Server
+from phauld.session import Do, Event, Phase, Record
+from phauld.workloads import RestoreSlot, Workloads, WorkloadSpec
+
+logger = logging.getLogger(__name__)
+
+STREAM_SECONDS: Final = 10.0
+RELEASE_SECONDS: Final = 60.0
+
+
+class Journal(Protocol):
+    """Where a phase is written down before it is acted on."""
+
+    async def record(self, phase: Phase) -> None:
+        """On return the phase survives a crash. Raises `OSError`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """What OpenSession said."""
+
+    migration_id: str
+    source_node_id: str
+    spec: WorkloadSpec
+    restore: RestoreOptions  #: everything but descriptors
+    carried: tuple[Path, ...]
+    lease_seconds: float
+
+
+class Session:
+    """One session from its opening to RUNNING or ABORTED."""
+
+    def __init__(
+        self,
+        incoming: Incoming,
+        *,
+        directory: Path,
+        criu: Criu,
+        workloads: Workloads,
+        data_port: DataPort,
+        journal: Journal,
+    ) -> None:
+        self.incoming = incoming
+        self._directory = directory
+        self._criu = criu
+        self._workloads = workloads
+        self._data_port = data_port
+        self._journal = journal
+        self._phase = Phase.ABSENT
+        self._lock = asyncio.Lock()
+        self._changed = asyncio.Condition()
+        self._expected: Expected | None = None
+        self._page_socket: socket.socket | None = None
+        self._server: Server | None = None
+        self._slot: RestoreSlot | None = None
+        self._lazy: LazyPages | None = None
+        self._restoring: asyncio.Task[None] | None = None
+        self._released: asyncio.Future[None] | None = None
+        self._lease: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._image_names: set[str] = set()
+        self.failure: BaseException | None = None
+        self.pid = 0
+        self.rounds = 0
+        self.bytes_received = 0
+        self.created_at = self.phase_since = time.time()
+        self.lease_expires_at = 0.0
+        self.timeline: list[tuple[str, float, float]] = []
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    @property
+    def token(self) -> bytes:
+        """The one-time token for the page stream."""
+        assert self._expected is not None
+        return self._expected.token
+
+    # Calls of the source
+
+    async def open(self) -> None:
+        """Make room, expect the page stream, have a criu ready. Raises `OSError`, `WorkloadExists`, `CriuError`."""
+        if self._phase is not Phase.ABSENT:
+            if self._expected is not None and self._page_socket is None:
+                self._expected.close()
+                self._expected = self._data_port.expect()
+            return
+        self._directory.mkdir(parents=True, mode=0o700)
+        try:
+            self._expected = self._data_port.expect()
+            self._slot = await self._workloads.restore_under_shim(self.incoming.spec, self._criu.binary)
+            await self.fire(Event.OPEN_SESSION)
+        except BaseException:
+            await finish(self._clean_up())
+            raise
+        self.renew()
+
+    async def start_iter(self) -> None:
+        """Raises `PhaseError`, `TimeoutError` when no stream comes, `CriuError`."""
+        await self.fire(Event.START_ITER)
+
+    async def stop_iter(self, *, final: bool = False) -> None:
+        """Wait for the end of the round's pages. Raises `PhaseError`, `CriuError`."""
+        if self._phase is Phase.RECEIVING and self._server is not None:
+            try:
+                await self._server.stop_iter()
+            except Exception:
+                await self.fire(Event.ROUND_FAILED)
+                raise
+            self.rounds += 1
+            self.bytes_received += _bytes_of(self._server.last_images_dir)
+        await self.fire(Event.FINAL_ROUND_ENDED if final else Event.ROUND_ENDED)
+
+    def writer(self) -> ImageWriter:
+        """Writes the files of a PutImages call; `accept` what it has written. Raises `PhaseError`."""
+        if self._phase not in (Phase.OPEN, Phase.RECEIVING, Phase.RECEIVED):
+            raise PhaseError(self._phase, "PUT_IMAGES")
+        self.renew()
+        images = self._server.last_images_dir if self._server is not None else None
+        return ImageWriter(images, self.incoming.carried)
+
+    def accept(self, writer: ImageWriter) -> None:
+        """The files of `writer` are complete."""
+        self._image_names |= writer.image_names
+        self.bytes_received += writer.bytes
+
+    async def restore(self, image_files: int) -> None:
+        """Build the tree and hold it. Raises `PhaseError`, and what made the restore fail."""
+        started = time.monotonic()
+        if self._phase is Phase.RECEIVING:
+            await self.stop_iter(final=True)
+            self.timeline.append(("page server ends", started, time.monotonic()))
+        if image_files and image_files != len(self._image_names):
+            raise ImageCorrupt(f"{len(self._image_names)} images have arrived, {image_files} were sent")
+        await self.fire(Event.RESTORE)
+        await self._wait_for_change(Phase.RESTORING)
+        if self._phase is Phase.ABORTED:
+            raise self.failure or PhaseError(self._phase, "RESTORE")
+        self.timeline.append(("restore", started, time.monotonic()))
+
+    async def commit(self) -> None:
+        """Let the tree run, and see it run. Raises `PhaseError` if it never ran and never will."""
+        started = time.monotonic()
+        await self.fire(Event.COMMIT)
+        await self._wait_for_change(Phase.COMMITTING)
+        if self._phase is not Phase.RUNNING:
+            raise PhaseError(self._phase, "COMMIT")
+        self.timeline.append(("release", started, time.monotonic()))
+
+    async def abort(self) -> None:
+        """End it, unless it is too late, which the phase then says."""
+        await self.fire(Event.ABORT)
+
+    def renew(self) -> None:
+        """The source is alive: the lease starts anew."""
+        if self._lease is not None:
+            self._lease.cancel()
+            self._lease = None
+        if self._phase in session.LEASED:
+            seconds = self.incoming.lease_seconds
+            self.lease_expires_at = time.time() + seconds
+            self._lease = asyncio.get_running_loop().call_later(seconds, self._post, Event.LEASE_EXPIRED)
+
+    async def close(self) -> None:
+        """phauld stops: what is not committed is aborted, what is being let go is seen through."""
+        await self._wait_for_change(Phase.COMMITTING)
+        if self._phase not in session.FINAL:
+            await self.fire(Event.ABORT)
+        if self._lease is not None:
+            self._lease.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # The table
+
+    async def fire(self, event: Event) -> None:
+        """Take one event to its end. A phase is entered once it is in the journal. Raises `PhaseError`."""
+        async with self._lock:
+            phase, actions = session.advance(self._phase, event)
+            for action in actions:
+                if isinstance(action, Record):
+                    await self._journal.record(action.phase)
+                    await self._enter(phase)
+                elif action not in (Do.ANSWER, Do.ANSWER_WAITING):
+                    await self._perform(action)
+            await self._enter(phase)
+        self.renew()
+
+    def _post(self, event: Event) -> None:
+        """Something happened: take it when its turn comes; too late is no error."""
+
+        async def take() -> None:
+            try:
+                await self.fire(event)
+            except PhaseError:
+                logger.debug("too late migration_id=%s event=%s", self.incoming.migration_id, event)
+            except Exception:
+                logger.exception("event failed migration_id=%s event=%s", self.incoming.migration_id, event)
+
+        self._start(take())
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _enter(self, phase: Phase) -> None:
+        if phase is not self._phase:
+            logger.info("session migration_id=%s phase=%s", self.incoming.migration_id, phase)
+            self.phase_since = time.time()
+            self._phase = phase
+            async with self._changed:
+                self._changed.notify_all()
+            if phase is Phase.RUNNING:
+                self._start(self._settle())
+
+    async def _wait_for_change(self, phase: Phase) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._phase is not phase)
+
+    async def _perform(self, act: Do) -> None:
+        match act:
+            case Do.START_PAGE_SERVER:
+                await self._start_page_server()
+            case Do.START_RESTORE:
+                self._released = asyncio.get_running_loop().create_future()
+                self._restoring = asyncio.create_task(self._restore_tree(), name="restore")
+            case Do.RELEASE_TREE:
+                assert self._released is not None
+                self._released.set_result(None)
+            case Do.KILL_TREE:
+                await finish(self._kill_tree())
+            case Do.CLEAN_UP:
+                await finish(self._clean_up())
+            case Do.LOOK_AT_TREE:
+                raise NotImplementedError(act)
+            case Do.ANSWER | Do.ANSWER_WAITING:
+                pass  # the calls answer when they see the phase
+            case _:
+                assert_never(act)
+
+    async def _start_page_server(self) -> None:
+        if self._page_socket is None:
+            assert self._expected is not None
+            self._page_socket = await self._expected.take(STREAM_SECONDS)
+            self._page_socket.setblocking(True)
+        if self._server is None:
+            config = Config(pid=0, memfd=self._page_socket.fileno(), wdir=self._directory)
+            self._server = Server(config, self._criu)
+        await self._server.start_iter()
+
+    async def _restore_tree(self) -> None:
+        """Runs beside the calls: from the request to criu's last word."""
+        assert self._server is not None
+        assert self._server.last_images_dir is not None
+        assert self._slot is not None
+        images = os.open(self._server.last_images_dir, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            options = dataclasses.replace(self.incoming.restore, images_dir_fd=images)
+            if options.lazy_pages:
+                lazy = LazyPagesOptions(images_dir_fd=images)
+                self._lazy = await LazyPages.start(self._criu.binary, lazy)
+            self.pid = await self._criu.restore(
+                options, on_notify=self._notified, swrk=Swrk.attach(self._slot.take_swrk())
+            )
+            self._post(Event.TREE_RUNS)
+        except Exception as exc:
+            self.failure = exc
+            logger.warning("restore failed migration_id=%s error=%s", self.incoming.migration_id, exc)
+            self._post(Event.TREE_NEVER_RAN if self._phase is Phase.COMMITTING else Event.TREE_LOST)
+        finally:
+            os.close(images)
+
+    async def _notified(self, notification: Notification) -> None:
+        if notification.name == "post-restore":
+            assert self._released is not None
+            self.pid = notification.pid or 0
+            self._post(Event.TREE_HELD)
+            await self._released
+
+    async def _kill_tree(self) -> None:
+        if self._restoring is not None:
+            self._restoring.cancel()
+            await asyncio.gather(self._restoring, return_exceptions=True)
+        if self._lazy is not None:
+            await self._lazy.aclose()
+            self._lazy = None
+        if self._slot is not None:
+            await self._slot.discard()
+            self._slot = None
+
+    async def _settle(self) -> None:
+        """The tree runs: its record stands for its name, and what it was made of goes."""
+        if self._slot is not None:
+            self._slot.keep(self.incoming.spec.name)
+            self._slot = None
+        if self._lazy is not None:
+            lazy, self._lazy = self._lazy, None
+            try:
+                await lazy.wait()
+            except CriuError as exc:
+                self.failure = exc
+                logger.error("lazy pages failed migration_id=%s error=%s", self.incoming.migration_id, exc)
+        await self._clean_up()
+
+    async def _clean_up(self) -> None:
+        if self._expected is not None:
+            self._expected.close()
+        if self._server is not None:
+            await self._server.aclose()
+        if self._page_socket is not None:
+            self._page_socket.close()
+            self._page_socket = None
+        if self._slot is not None:
+            await self._slot.discard()
+            self._slot = None
+        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+        if self._phase is Phase.ABORTED:
+            for path in self.incoming.carried:
+                path.unlink(missing_ok=True)
+
+
+def _bytes_of(images: Path | None) -> int:
+    """Bytes of memory that the page server wrote in a round."""
+    return sum(path.stat().st_size for path in images.glob("pages-*.img")) if images is not None else 0

@@ -1,0 +1,421 @@
+"""The durable journal: what a restarted phauld must know of every migration, out of here and in to here.
+
+The invariant: when `record` has returned, what it wrote survives kill -9 and a power cut, and so does everything that
+was begun before it. All work goes through one thread in the order of the calls; a cancelled caller changes neither.
+
+One SQLite file in WAL mode with synchronous=FULL: one fdatasync for a record, where a rollback journal takes four.
+Every write is a single statement, so it is there as a whole or not at all. See docs/adr/0002-journal.md.
+"""
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Generic, ParamSpec, TypeVar
+
+from phaul_client import commit
+from phauld import session
+from phauld.errors import MigrationNotFound, PhaulError
+
+logger = logging.getLogger(__name__)
+
+APPLICATION_ID: Final = 0x70686175  # "phau", in the file's header: no other program's file is taken for a journal
+
+#: what makes each schema version out of the one before, from nothing to version 1 on; never edited, only added to
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE node (node_id TEXT NOT NULL);
+    CREATE TABLE outgoing (
+        sequence INTEGER PRIMARY KEY,
+        migration_id TEXT NOT NULL UNIQUE,
+        phase TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        updated_at REAL NOT NULL,
+        detail TEXT NOT NULL,
+        report TEXT
+    );
+    CREATE TABLE incoming (
+        sequence INTEGER PRIMARY KEY,
+        migration_id TEXT NOT NULL UNIQUE,
+        phase TEXT NOT NULL,
+        source_node_id TEXT NOT NULL,
+        cleaned INTEGER NOT NULL DEFAULT 0,
+        created_at REAL NOT NULL,
+        updated_at REAL NOT NULL,
+        detail TEXT NOT NULL,
+        failure TEXT
+    );
+    """,
+)
+
+_RECORD_OUTGOING: Final = """
+    INSERT INTO outgoing (migration_id, phase, created_at, updated_at, detail)
+    VALUES (:migration_id, :phase, :now, :now, :detail)
+    ON CONFLICT (migration_id) DO UPDATE
+    SET phase = excluded.phase, updated_at = excluded.updated_at, detail = merged(detail, :detail)
+"""
+_RECORD_INCOMING: Final = """
+    INSERT INTO incoming (migration_id, phase, source_node_id, created_at, updated_at, detail, failure)
+    VALUES (:migration_id, :phase, :source_node_id, :now, :now, json_patch('{}', :detail), :failure)
+    ON CONFLICT (migration_id) DO UPDATE
+    SET phase = excluded.phase, updated_at = excluded.updated_at, detail = merged(detail, :detail),
+        failure = coalesce(excluded.failure, failure)
+"""
+_REPORT: Final = "UPDATE outgoing SET report = :report WHERE migration_id = :migration_id"
+_CLEANED: Final = "UPDATE incoming SET cleaned = 1 WHERE migration_id = :migration_id"
+_OUTGOING: Final = "SELECT migration_id, phase, created_at, updated_at, detail, report FROM outgoing"
+_INCOMING: Final = """
+    SELECT migration_id, phase, source_node_id, cleaned, created_at, updated_at, detail, failure FROM incoming
+"""
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+_Phase = TypeVar("_Phase", commit.Phase, session.Phase)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutgoingEntry:
+    """What is on record about a migration away from this node."""
+
+    migration_id: str
+    phase: commit.Phase
+    created_at: float  #: Unix time in seconds
+    updated_at: float  #: when the phase was recorded, Unix time in seconds
+    detail: Mapping[str, Any]  #: JSON, as it was noted
+    report: Mapping[str, Any] | None  #: JSON; how it ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncomingEntry:
+    """What is on record about a session on this node."""
+
+    migration_id: str
+    phase: session.Phase
+    source_node_id: str
+    cleaned: bool  #: nothing of it is left to kill or to remove
+    created_at: float  #: Unix time in seconds
+    updated_at: float  #: when the phase was recorded, Unix time in seconds
+    detail: Mapping[str, Any]  #: JSON, as it was noted
+    failure: Mapping[str, Any] | None  #: JSON; why it was aborted
+
+
+class _Record(Generic[_Phase]):
+    """Writes about one migration; at most one at a time for each migration and side."""
+
+    _record_sql: str
+
+    def __init__(self, journal: "Journal", migration_id: str) -> None:
+        self._journal = journal
+        self._migration_id = migration_id
+        self._noted: dict[str, Any] = {}
+
+    def note(self, **detail: object) -> None:
+        """Keep this for the next `record`, which writes it in the same fsync.
+
+        It goes to what is on record as with `dict.update`: key by key, the later value replaces the earlier.
+
+        Raises:
+            TypeError, ValueError: a value cannot be written as JSON.
+        """
+        self._noted |= json.loads(_json(detail))
+
+    async def record(self, phase: _Phase, **detail: object) -> None:
+        """Write the phase, and what was noted. On return it survives a crash.
+
+        Cancelled, the write still takes place, in its turn.
+
+        Raises:
+            OSError: it could not be written (ENOSPC, EIO); what was on record still is, and the notes are kept.
+            TypeError, ValueError: a value cannot be written as JSON.
+        """
+        self.note(**detail)
+        # All notes, every time: a write that failed, or whose caller is gone, needs no undoing here.
+        row = self._row() | {
+            "migration_id": self._migration_id,
+            "phase": phase.value,
+            "now": time.time(),
+            "detail": _json(self._noted),
+        }
+        await self._journal._write(self._record_sql, row)
+
+    def _row(self) -> dict[str, str | None]:
+        return {}
+
+
+class OutgoingRecord(_Record[commit.Phase]):
+    """The source's record of one migration."""
+
+    _record_sql = _RECORD_OUTGOING
+
+    async def report(self, report: Mapping[str, object]) -> None:
+        """Write how it ended, as JSON, in a write of its own.
+
+        Raises:
+            MigrationNotFound: no phase was ever recorded.
+            OSError: it could not be written.
+            TypeError, ValueError: it cannot be written as JSON.
+        """
+        await self._journal._write(_REPORT, {"migration_id": self._migration_id, "report": _json(report)})
+
+
+class IncomingRecord(_Record[session.Phase]):
+    """The destination's record of one session."""
+
+    _record_sql = _RECORD_INCOMING
+
+    def __init__(self, journal: "Journal", migration_id: str, source_node_id: str) -> None:
+        super().__init__(journal, migration_id)
+        self._source_node_id = source_node_id
+        self._failure: str | None = None
+
+    def note_failure(self, failure: Mapping[str, object]) -> None:
+        """Keep, for the next `record`, why it is aborted. Raises `TypeError` and `ValueError` as `note` does."""
+        self._failure = _json(failure)
+
+    async def cleaned(self) -> None:
+        """Write that nothing of it is left to kill or to remove: a restarted phauld need not look again.
+
+        Raises:
+            MigrationNotFound: no phase was ever recorded.
+            OSError: it could not be written.
+        """
+        await self._journal._write(_CLEANED, {"migration_id": self._migration_id})
+
+    def _row(self) -> dict[str, str | None]:
+        return {"source_node_id": self._source_node_id, "failure": self._failure}
+
+
+class Journal:
+    """The journal of one node, held exclusively from `open` to `aclose`. Reads see every write begun before them.
+
+    Attributes:
+        node_id: made when the file was; a lost journal is a new node.
+    """
+
+    def __init__(self, thread: ThreadPoolExecutor, connection: sqlite3.Connection, node_id: str) -> None:
+        self._thread = thread
+        self._connection = connection
+        self.node_id: Final = node_id
+
+    @classmethod
+    async def open(cls, path: Path) -> "Journal":
+        """Open the journal, or make it, with mode 0600.
+
+        Raises:
+            PhaulError: it is held by another phauld, of a newer one, not a journal, damaged, or cannot be written.
+        """
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+        try:
+            return cls(thread, *await asyncio.wrap_future(thread.submit(_open, path)))
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+
+    async def aclose(self) -> None:
+        """Let go of the file when every write that was begun is done; again, it does nothing."""
+        try:
+            await self._run(self._connection.close)
+        except PhaulError:
+            return
+        finally:
+            self._thread.shutdown(wait=False)
+
+    def outgoing(self, migration_id: str) -> OutgoingRecord:
+        """To write about a migration away from here, new or on record. Nothing is written yet."""
+        return OutgoingRecord(self, migration_id)
+
+    def incoming(self, migration_id: str, source_node_id: str) -> IncomingRecord:
+        """To write about a session here, new or on record. Nothing is written yet; the first source id stays."""
+        return IncomingRecord(self, migration_id, source_node_id)
+
+    async def get_outgoing(self, migration_id: str) -> OutgoingEntry | None:
+        """What is on record; `None` if nothing ever was. Raises `OSError`."""
+        rows = await self._run(self._select, f"{_OUTGOING} WHERE migration_id = ?", (migration_id,))
+        return _outgoing_entry(rows[0]) if rows else None
+
+    async def get_incoming(self, migration_id: str) -> IncomingEntry | None:
+        """What is on record; `None` if nothing ever was: sessions are never dropped. Raises `OSError`."""
+        rows = await self._run(self._select, f"{_INCOMING} WHERE migration_id = ?", (migration_id,))
+        return _incoming_entry(rows[0]) if rows else None
+
+    async def list_outgoing(self, *, unfinished_only: bool = False, limit: int = 1000) -> tuple[OutgoingEntry, ...]:
+        """Migrations away from here, the newest first, at most `limit`. Raises `OSError`."""
+        where = f"WHERE phase NOT IN ({_quoted(commit.FINAL)})" if unfinished_only else ""
+        rows = await self._run(self._select, f"{_OUTGOING} {where} ORDER BY sequence DESC LIMIT ?", (limit,))
+        return tuple(map(_outgoing_entry, rows))
+
+    async def unfinished_outgoing(self) -> tuple[OutgoingEntry, ...]:
+        """All that a restarted phauld must see to as a source, the newest first. Raises `OSError`."""
+        return await self.list_outgoing(unfinished_only=True, limit=-1)
+
+    async def unfinished_incoming(self) -> tuple[IncomingEntry, ...]:
+        """All that a restarted phauld must see to as a destination, the newest first. Raises `OSError`.
+
+        A session in a final phase is among them until it is on record as cleaned: ABORTED is recorded before the kill.
+        """
+        where = f"WHERE NOT cleaned OR phase NOT IN ({_quoted(session.FINAL)})"
+        return tuple(map(_incoming_entry, await self._run(self._select, f"{_INCOMING} {where} ORDER BY sequence DESC")))
+
+    async def _run(
+        self, work: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> _Result:
+        """Do it on the journal's thread when its turn comes, even if the caller is cancelled meanwhile."""
+        try:
+            future = self._thread.submit(work, *args, **kwargs)
+        except RuntimeError as exc:
+            raise PhaulError("the journal is closed: phauld is stopping", reason="PEER_UNREACHABLE") from exc
+        return await asyncio.shield(asyncio.wrap_future(future))
+
+    async def _write(self, statement: str, row: Mapping[str, str | float | None]) -> None:
+        await self._run(self._execute, statement, row)
+
+    def _execute(self, statement: str, row: Mapping[str, str | float | None]) -> None:
+        try:
+            changed = self._connection.execute(statement, row).rowcount
+        except sqlite3.Error as exc:
+            # Logged here as well: the caller may have been cancelled.
+            logger.error("journal not written migration_id=%s error=%s", row["migration_id"], exc)
+            raise _os_error(exc) from exc
+        if not changed:
+            raise MigrationNotFound(str(row["migration_id"]))
+
+    def _select(self, query: str, values: tuple[str | int, ...] = ()) -> list[sqlite3.Row]:
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as exc:
+            raise _os_error(exc) from exc
+
+
+def _open(path: Path) -> tuple[sqlite3.Connection, str]:
+    try:
+        _create(path)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", timeout=0, isolation_level=None, uri=True)
+        try:
+            return connection, _prepare(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+    except (OSError, sqlite3.Error) as exc:
+        raise _cannot_open(path, exc) from exc
+
+
+def _create(path: Path) -> None:
+    """Make the file with its mode; SQLite gives the same to its write-ahead log.
+
+    A file that exists is never opened here: closing any descriptor of it drops the locks that this process has on it.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> str:
+    """Lock it, check it, bring its schema up to date, and return the node id."""
+    connection.row_factory = sqlite3.Row
+    connection.create_function("merged", 2, _merged, deterministic=True)
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    application_id, version = _value(connection, "PRAGMA application_id"), _value(connection, "PRAGMA user_version")
+    if application_id != APPLICATION_ID and _value(connection, "SELECT count(*) FROM sqlite_schema"):
+        raise PhaulError(f"{path} is not a journal of phauld's", remedy="choose another state_dir")
+    if version > len(MIGRATIONS):
+        raise PhaulError(
+            f"the journal {path} is of a newer phauld (schema {version}; this one knows {len(MIGRATIONS)})",
+            remedy="install the phauld that ran here last, or a newer one",
+        )
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA journal_mode = WAL")
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        new_node = f"INSERT INTO node VALUES ('{uuid.uuid4()}');" if number == 1 else ""
+        header = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
+        connection.executescript(f"BEGIN; {script} {new_node} {header} COMMIT")
+    # A write that changes nothing: a file system that has become read-only is found now, not inside a freeze.
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    if (damage := _value(connection, "PRAGMA quick_check(1)")) != "ok":
+        raise sqlite3.DatabaseError(damage)
+    return str(_value(connection, "SELECT node_id FROM node"))
+
+
+def _merged(earlier: str, later: str) -> str:
+    return _json(json.loads(earlier) | json.loads(later))
+
+
+def _json(value: Mapping[str, object]) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+def _value(connection: sqlite3.Connection, query: str) -> Any:
+    row = connection.execute(query).fetchone()
+    if row is None:
+        raise sqlite3.DatabaseError(f"no answer to {query}")
+    return row[0]
+
+
+def _cannot_open(path: Path, error: OSError | sqlite3.Error) -> PhaulError:
+    match _sqlite_code(error):
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return PhaulError(
+                f"the journal {path} is held by another phauld",
+                remedy="one phauld for each state_dir: stop the other one, or give this one its own",
+            )
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR | None:
+            return PhaulError(
+                f"the journal {path} cannot be written: {error}",
+                remedy="state_dir must be a directory on a writable disk with free space, owned by phauld's user",
+            )
+        case _:
+            return PhaulError(
+                f"the journal {path} is damaged: {error}",
+                remedy="move it and its -wal file away: phauld starts as a new node with a new id, and every migration "
+                "that was in doubt with this node wants `phaul resolve`; never put an old copy in its place",
+            )
+
+
+def _sqlite_code(error: OSError | sqlite3.Error) -> int | None:
+    """SQLite's primary result code; `None` for an error of the system."""
+    if isinstance(error, OSError):
+        return None
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return code & 0xFF
+
+
+def _os_error(error: sqlite3.Error) -> OSError:
+    number = errno.ENOSPC if _sqlite_code(error) == sqlite3.SQLITE_FULL else errno.EIO
+    return OSError(number, f"journal: {error}")
+
+
+def _quoted(phases: frozenset[commit.Phase] | frozenset[session.Phase]) -> str:
+    return ", ".join(f"'{phase}'" for phase in sorted(phases))
+
+
+def _outgoing_entry(row: sqlite3.Row) -> OutgoingEntry:
+    return OutgoingEntry(
+        migration_id=row["migration_id"],
+        phase=commit.Phase(row["phase"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        detail=json.loads(row["detail"]),
+        report=json.loads(row["report"]) if row["report"] is not None else None,
+    )
+
+
+def _incoming_entry(row: sqlite3.Row) -> IncomingEntry:
+    return IncomingEntry(
+        migration_id=row["migration_id"],
+        phase=session.Phase(row["phase"]),
+        source_node_id=row["source_node_id"],
+        cleaned=bool(row["cleaned"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        detail=json.loads(row["detail"]),
+        failure=json.loads(row["failure"]) if row["failure"] is not None else None,
+    )

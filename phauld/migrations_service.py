@@ -1,0 +1,215 @@
+"""`phaul.v1.Migrations`: what orchestrators and the command line ask of a source. One short method per call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import grpc
+
+from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, types_pb2
+from phaul_client import commit
+from phaul_client.commit import Event
+from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError, TooManyMigrations
+from phauld import convert
+from phauld.config import DEFAULT_PORT
+from phauld.node import Node
+from phauld.outgoing import Outgoing, Target
+from phauld.workloads import Workloads
+
+logger = logging.getLogger(__name__)
+
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+DEFAULT_WATCH_SECONDS: Final = 0.5
+MIN_WATCH_SECONDS: Final = 0.05
+DEFAULT_PAGE: Final = 100
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
+    """The outgoing migrations of this node."""
+
+    def __init__(self, node: Node, images_dir: Path, workloads: Workloads, max_outgoing: int) -> None:
+        self._node = node
+        self._images_dir = images_dir
+        self._workloads = workloads
+        self._max_outgoing = max_outgoing
+        self._migrations: dict[str, Outgoing] = {}
+
+    @property
+    def active(self) -> int:
+        """Migrations that are not over."""
+        return sum(not each.is_over for each in self._migrations.values())
+
+    async def close(self) -> None:
+        """phauld stops: see `Outgoing.stop`."""
+        await asyncio.gather(*(each.stop() for each in self._migrations.values()))
+
+    async def StartMigration(
+        self, request: migrations_pb2.StartMigrationRequest, context: Context
+    ) -> migrations_pb2.StartMigrationResponse:
+        migration_id = request.migration_id or str(uuid.uuid4())
+        if not _ID.fullmatch(migration_id):
+            raise InvalidRequest(f"{migration_id!r} is not a migration id")
+        if migration_id in self._migrations:
+            known = self._migrations[migration_id].record
+            return migrations_pb2.StartMigrationResponse(migration=known)
+        outgoing = self._new(migration_id, request)
+        pid = outgoing.record.pid
+        if any(each.record.pid == pid for each in self._migrations.values() if not each.is_over):
+            raise PhaulError(f"PID {pid} is on the move already", reason="MIGRATION_EXISTS", remedy="phaul status")
+        if self.active >= self._max_outgoing:
+            raise TooManyMigrations(f"{self.active} migrations leave this node already", remedy="try again in a moment")
+        self._migrations[migration_id] = outgoing
+        outgoing.start()
+        return migrations_pb2.StartMigrationResponse(migration=outgoing.record)
+
+    async def GetMigration(
+        self, request: migrations_pb2.GetMigrationRequest, context: Context
+    ) -> migrations_pb2.GetMigrationResponse:
+        return migrations_pb2.GetMigrationResponse(migration=self._get(request.migration_id).record)
+
+    async def ListMigrations(
+        self, request: migrations_pb2.ListMigrationsRequest, context: Context
+    ) -> migrations_pb2.ListMigrationsResponse:
+        if request.page_token and not request.page_token.isdigit():
+            raise InvalidRequest(f"{request.page_token!r} is not a page token of this daemon")
+        chosen = [
+            each.record
+            for each in reversed(self._migrations.values())
+            if (not request.phases or each.record.phase in request.phases)
+            and (not request.workload or each.record.workload == request.workload)
+            and not (request.unfinished_only and each.is_over)
+        ]
+        first, size = int(request.page_token or 0), request.page_size or DEFAULT_PAGE
+        more = len(chosen) > first + size
+        return migrations_pb2.ListMigrationsResponse(
+            migrations=chosen[first : first + size], next_page_token=str(first + size) if more else ""
+        )
+
+    async def WatchMigration(
+        self, request: migrations_pb2.WatchMigrationRequest, context: Context
+    ) -> AsyncIterator[migrations_pb2.WatchMigrationResponse]:
+        outgoing = self._get(request.migration_id)
+        interval = max(convert.seconds_of(request.interval) or DEFAULT_WATCH_SECONDS, MIN_WATCH_SECONDS)
+        while not outgoing.is_over:
+            yield migrations_pb2.WatchMigrationResponse(migration=outgoing.record)
+            await outgoing.changed(interval)
+        yield migrations_pb2.WatchMigrationResponse(migration=outgoing.record)
+
+    async def CancelMigration(
+        self, request: migrations_pb2.CancelMigrationRequest, context: Context
+    ) -> migrations_pb2.CancelMigrationResponse:
+        outgoing = self._get(request.migration_id)
+        if outgoing.is_over:
+            return migrations_pb2.CancelMigrationResponse(migration=outgoing.record)
+        if not outgoing.cancel():
+            raise PhaulError(
+                "it is committed: the destination decides, and nothing here may undo that",
+                reason="WRONG_PHASE",
+                remedy=f"phaul status {outgoing.migration_id}",
+            )
+        await outgoing.wait()
+        return migrations_pb2.CancelMigrationResponse(migration=outgoing.record)
+
+    async def UpdateMigration(
+        self, request: migrations_pb2.UpdateMigrationRequest, context: Context
+    ) -> migrations_pb2.UpdateMigrationResponse:
+        raise PhaulError("a migration under way cannot be changed yet", reason="UNSUPPORTED")
+
+    async def Resolve(self, request: migrations_pb2.ResolveRequest, context: Context) -> migrations_pb2.ResolveResponse:
+        outgoing = self._get(request.migration_id)
+        events = {
+            migrations_pb2.RESOLUTION_KILL: Event.RESOLVED_KILL,
+            migrations_pb2.RESOLUTION_RESUME: Event.RESOLVED_RESUME,
+        }
+        if request.resolution not in events:
+            raise InvalidRequest("resolution is neither KILL nor RESUME")
+        if not outgoing.resolve(events[request.resolution]):
+            raise PhaulError("it is not in doubt: there is nothing to resolve", reason="WRONG_PHASE")
+        outgoing.record.resolution = request.resolution
+        await outgoing.wait()
+        return migrations_pb2.ResolveResponse(migration=outgoing.record)
+
+    async def preflight(self, request: node_pb2.PreflightRequest) -> node_pb2.PreflightResponse:
+        """Both halves of the check that a migration begins with, and nothing more. Raises `PhaulError`."""
+        outgoing = self._new("preflight", request)
+        await outgoing.check()
+        record = outgoing.record
+        errors = [each for each in record.problems if each.severity == types_pb2.SEVERITY_ERROR]
+        return node_pb2.PreflightResponse(
+            ok=not errors,
+            problems=record.problems,
+            mode=record.mode,
+            mode_reason=record.mode_reason,
+            restore_mode=record.restore_mode,
+            source=record.source,
+            destination=record.destination,
+            duration=record.total,
+        )
+
+    def _new(
+        self, migration_id: str, request: migrations_pb2.StartMigrationRequest | node_pb2.PreflightRequest
+    ) -> Outgoing:
+        return Outgoing(
+            migration_id,
+            find_target(request, self._workloads),
+            with_port(request.destination),
+            request.options,
+            node=self._node,
+            workloads=self._workloads,
+            directory=self._images_dir / f"out-{migration_id}",
+            journal=_Forgetful(),
+        )
+
+    def _get(self, migration_id: str) -> Outgoing:
+        try:
+            return self._migrations[migration_id]
+        except KeyError:
+            raise MigrationNotFound(migration_id) from None
+
+
+def with_port(destination: str) -> str:
+    """HOST or HOST:PORT as HOST:PORT. Raises `InvalidRequest`."""
+    host, separator, port = destination.rpartition(":")
+    if not separator or (destination.count(":") > 1 and not destination.startswith("[")):
+        host, port = destination.strip("[]"), str(DEFAULT_PORT)
+        host = f"[{host}]" if ":" in host else host
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InvalidRequest(f"{destination!r} is not HOST or HOST:PORT")
+    return f"{host}:{port}"
+
+
+def find_target(
+    request: migrations_pb2.StartMigrationRequest | node_pb2.PreflightRequest, workloads: Workloads
+) -> Target:
+    """What is to move. Raises `InvalidRequest`, `WorkloadNotFound`, `PhaulError` PID_NOT_FOUND."""
+    workload = None
+    match request.WhichOneof("target"):
+        case "workload":
+            workload = workloads.get(request.workload)
+            if workload.pid is None:
+                raise InvalidRequest(f"{workload.name} does not run here: it is {workload.state}", remedy="phaul ps")
+            pid = workload.pid
+        case "pid":
+            pid = request.pid
+            workload = workloads.by_pid(pid)
+        case _:
+            raise InvalidRequest("neither a pid nor a workload was named")
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        raise PhaulError(f"there is no process {pid}", reason="PID_NOT_FOUND", remedy="ps shows what runs") from None
+    return Target(pid=pid, process_name=name, workload=workload)
+
+
+class _Forgetful:
+    """A journal until there is one."""
+
+    async def record(self, phase: commit.Phase) -> None:
+        logger.debug("journal phase=%s", phase)

@@ -1,0 +1,195 @@
+"""`phaul.v1.Node`: what a node is, what it can move, and the workloads that it runs. One short method per call."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import grpc
+
+from phaul.v1 import node_pb2, node_pb2_grpc, types_pb2
+from phaul_client.errors import InvalidRequest
+from phaul_criu import features
+from phaul_criu.features import Finding
+from phauld import convert
+from phauld.node import Node
+from phauld.workloads import State, Workload, Workloads, WorkloadSpec
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_GRACE_SECONDS: Final = 10.0
+LOG_CHUNK_BYTES: Final = 1 << 16
+LOG_POLL_SECONDS: Final = 0.25
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_STATES: Final[dict[State, node_pb2.WorkloadState.ValueType]] = {
+    "starting": node_pb2.WORKLOAD_STATE_RUNNING,
+    "running": node_pb2.WORKLOAD_STATE_RUNNING,
+    "exited": node_pb2.WORKLOAD_STATE_EXITED,
+    "moved": node_pb2.WORKLOAD_STATE_MOVED,
+    "lost": node_pb2.WORKLOAD_STATE_LOST,
+    "never-ran": node_pb2.WORKLOAD_STATE_LOST,
+}
+
+
+_SEVERITIES: Final = {
+    features.Severity.REQUIRED: types_pb2.SEVERITY_ERROR,
+    features.Severity.FEATURE: types_pb2.SEVERITY_WARNING,
+    features.Severity.ADVICE: types_pb2.SEVERITY_INFO,
+}
+Preflight = Callable[[node_pb2.PreflightRequest], Awaitable[node_pb2.PreflightResponse]]
+
+
+class NodeService(node_pb2_grpc.NodeServicer):
+    """This node."""
+
+    def __init__(self, node: Node, workloads: Workloads, preflight: Preflight) -> None:
+        self._node = node
+        self._preflight = preflight
+        self._workloads = workloads
+
+    async def GetInfo(self, request: node_pb2.GetInfoRequest, context: Context) -> node_pb2.GetInfoResponse:
+        return node_pb2.GetInfoResponse(node=self._node.info())
+
+    async def Doctor(self, request: node_pb2.DoctorRequest, context: Context) -> node_pb2.DoctorResponse:
+        found = await features.findings(self._node.criu.binary)
+        return node_pb2.DoctorResponse(
+            checks=[_check(each) for each in found], ok=not features.missing(found), node=self._node.info()
+        )
+
+    async def Preflight(self, request: node_pb2.PreflightRequest, context: Context) -> node_pb2.PreflightResponse:
+        return await self._preflight(request)
+
+    async def RunWorkload(self, request: node_pb2.RunWorkloadRequest, context: Context) -> node_pb2.RunWorkloadResponse:
+        asked = request.spec
+        if not asked.argv:
+            raise InvalidRequest("no command was given")
+        if asked.user:
+            raise InvalidRequest("running as another user is not supported yet", remedy="setpriv or runuser")
+        name = asked.name or self._free_name(asked.argv[0])
+        spec = WorkloadSpec(
+            name=name,
+            argv=tuple(asked.argv),
+            env=dict(asked.env) or {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+            cwd=asked.working_directory or "/",
+            log_path=asked.log_path or self._workloads.log_path(name),
+            new_pid_namespace=asked.own_pid_namespace if asked.HasField("own_pid_namespace") else True,
+        )
+        running = next((each for each in self._workloads.list() if each.spec == spec and each.pid is not None), None)
+        return node_pb2.RunWorkloadResponse(workload=_message(running or await self._workloads.run(spec)))
+
+    async def ListWorkloads(
+        self, request: node_pb2.ListWorkloadsRequest, context: Context
+    ) -> node_pb2.ListWorkloadsResponse:
+        messages = (_message(each) for each in self._workloads.list())
+        return node_pb2.ListWorkloadsResponse(
+            workloads=[each for each in messages if not request.states or each.state in request.states]
+        )
+
+    async def GetWorkload(self, request: node_pb2.GetWorkloadRequest, context: Context) -> node_pb2.GetWorkloadResponse:
+        return node_pb2.GetWorkloadResponse(workload=_message(self._workloads.get(request.name)))
+
+    async def WaitWorkload(
+        self, request: node_pb2.WaitWorkloadRequest, context: Context
+    ) -> node_pb2.WaitWorkloadResponse:
+        return node_pb2.WaitWorkloadResponse(workload=_message(await self._workloads.wait(request.name)))
+
+    async def StopWorkload(
+        self, request: node_pb2.StopWorkloadRequest, context: Context
+    ) -> node_pb2.StopWorkloadResponse:
+        if self._workloads.get(request.name).pid is None:
+            return node_pb2.StopWorkloadResponse(workload=_message(self._workloads.get(request.name)))
+        grace = convert.seconds_of(request.grace) if request.HasField("grace") else DEFAULT_GRACE_SECONDS
+        self._workloads.send_signal(request.name, request.signal or signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace):
+                ended = await self._workloads.wait(request.name)
+        except TimeoutError:
+            self._workloads.send_signal(request.name, signal.SIGKILL)
+            ended = await self._workloads.wait(request.name)
+        return node_pb2.StopWorkloadResponse(workload=_message(ended))
+
+    async def RemoveWorkload(
+        self, request: node_pb2.RemoveWorkloadRequest, context: Context
+    ) -> node_pb2.RemoveWorkloadResponse:
+        self._workloads.remove(request.name)
+        return node_pb2.RemoveWorkloadResponse()
+
+    async def ReadWorkloadLog(
+        self, request: node_pb2.ReadWorkloadLogRequest, context: Context
+    ) -> AsyncIterator[node_pb2.ReadWorkloadLogResponse]:
+        workload = self._workloads.get(request.name)
+        if not workload.spec.log_path:
+            raise InvalidRequest(f"{request.name} was not started by phaul: it has no log here")
+        path = Path(workload.spec.log_path)
+        offset = request.offset_bytes if request.HasField("offset_bytes") else _tail(path, request.tail_lines)
+        while True:
+            ended = self._workloads.get(request.name).pid is None
+            for data in _chunks(path, offset):
+                offset += len(data)
+                yield node_pb2.ReadWorkloadLogResponse(data=data, next_offset_bytes=offset)
+            if ended or not request.follow:
+                return
+            await asyncio.sleep(LOG_POLL_SECONDS)
+
+    def _free_name(self, program: str) -> str:
+        stem = Path(program).name or "workload"
+        taken = {each.name for each in self._workloads.list()}
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        return next(name for name in names if name not in taken)
+
+
+def _check(finding: Finding) -> node_pb2.Check:
+    return node_pb2.Check(
+        code=finding.name,
+        ok=finding.ok,
+        severity=_SEVERITIES[finding.severity],
+        message=finding.detail,
+        remedy=finding.remedy,
+    )
+
+
+def _message(workload: Workload) -> node_pb2.Workload:
+    message = node_pb2.Workload(
+        name=workload.name,
+        state=_STATES[workload.state],
+        spec=convert.workload_message(workload.spec),
+        pid=workload.pid or 0,
+        log_path=workload.spec.log_path,
+        started_at=convert.timestamp(workload.created_at),
+        moved_to=workload.moved_to or "",
+    )
+    if workload.exit_code is not None:
+        message.exit_status.exit_code = workload.exit_code
+    if workload.signal is not None:
+        message.exit_status.signal = workload.signal
+    return message
+
+
+def _chunks(path: Path, offset: int) -> list[bytes]:
+    """What is in the file from `offset` on, in pieces fit for messages."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return list(iter(lambda: file.read(LOG_CHUNK_BYTES), b""))
+    except FileNotFoundError:
+        return []
+
+
+def _tail(path: Path, lines: int) -> int:
+    """Where the last `lines` lines begin; 0 lines mean all of it."""
+    if lines == 0 or not path.exists():
+        return 0
+    content = path.read_bytes()
+    position = len(content.rstrip(b"\n"))
+    for _ in range(lines):
+        position = content.rfind(b"\n", 0, position)
+        if position < 0:
+            return 0
+    return position + 1

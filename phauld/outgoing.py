@@ -1,0 +1,407 @@
+"""One outgoing migration: preflight, session, rounds, last step, and a record that can be watched.
+
+It is the library's `Client` with `CriuLocal` and `GrpcRemote`. The invariant: whatever ends it, the record says where
+the process runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from phaul.v1 import migrations_pb2, remote_pb2, types_pb2
+from phaul_client import commit
+from phaul_client.client import Client, RoundEnded
+from phaul_client.commit import Event, Phase
+from phaul_client.config import Config
+from phaul_client.errors import MigrationCancelled, OutcomeUnknown, PeerError, PhaulError, PreflightRefused
+from phaul_client.local import CriuLocal, Journal, Settings
+from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, Wish, choose
+from phaul_client.policy import DowntimePolicy, Forecast, Policy, StopCopyPolicy
+from phaul_client.remote import GrpcRemote
+from phaul_client.rounds import PAGE_SIZE_BYTES
+from phaul_client.status import reason_of
+from phaul_criu.stats import DumpStats
+from phauld import convert
+from phauld.node import Node, bytes_acked, may_exceed_pipe_size, pipe_max_size_bytes, resident_bytes
+from phauld.options import MODE_VALUES, RESTORE_MODE_VALUES, Options, dump_options, limits, parse_options
+from phauld.workloads import Workload, Workloads
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS: Final = 0.2
+RATE_SAMPLES: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What moves: a process by its PID, and the workload that it is, if it is one."""
+
+    pid: int
+    process_name: str
+    workload: Workload | None
+
+
+class Outgoing:
+    """One migration from its start to its end. `run` it once; `record` is what it is up to now."""
+
+    def __init__(
+        self,
+        migration_id: str,
+        target: Target,
+        destination: str,
+        options: types_pb2.Options,
+        *,
+        node: Node,
+        workloads: Workloads,
+        directory: Path,
+        journal: Journal,
+    ) -> None:
+        self._target = target
+        self._options = parse_options(options)
+        self._node = node
+        self._workloads = workloads
+        self._directory = directory
+        self._journal = journal
+        self._changed = asyncio.Condition()
+        self._local: CriuLocal | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._started = time.monotonic()
+        self._samples: list[tuple[float, int]] = []
+        self._cancelled = False
+        self.record = migrations_pb2.Migration(
+            migration_id=migration_id,
+            phase=types_pb2.MIGRATION_PHASE_PREFLIGHT,
+            pid=target.pid,
+            workload=target.workload.name if target.workload else "",
+            process_name=target.process_name,
+            source=node.info(),
+            destination_address=destination,
+            options=options,
+            created_at=convert.timestamp(time.time()),
+            phase_since=convert.timestamp(time.time()),
+        )
+
+    @property
+    def migration_id(self) -> str:
+        return self.record.migration_id
+
+    @property
+    def is_over(self) -> bool:
+        return self.record.HasField("finished_at")
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=f"migration-{self.migration_id}")
+
+    async def check(self) -> None:
+        """Only the preflight; the record then has what it found. Raises `PeerError`."""
+        async with (
+            grpc.aio.insecure_channel(self.record.destination_address) as channel,
+            GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
+        ):
+            with contextlib.suppress(PreflightRefused):
+                await self._preflight(remote)
+        self.record.total.CopyFrom(convert.duration(time.monotonic() - self._started))
+
+    async def wait(self) -> None:
+        """Wait until it is over."""
+        assert self._task is not None
+        await asyncio.wait([self._task])
+
+    async def changed(self, timeout_seconds: float) -> None:
+        """Wait for a change of the record, but no longer than that."""
+        try:
+            async with asyncio.timeout(timeout_seconds), self._changed:
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    def cancel(self) -> bool:
+        """Stop and let the process run on here; `False` when it is too late."""
+        if self.is_over or self._task is None:
+            return False
+        self._cancelled = True
+        if self._local is not None and self._local.phase is not Phase.ITERATING:
+            return self._local.cancel()
+        self._task.cancel()
+        return True
+
+    def resolve(self, event: Event) -> bool:
+        """An operator's answer to a doubt; `False` when there is none."""
+        return self._local is not None and self._local.resolve(event)
+
+    async def stop(self) -> None:
+        """phauld stops: cancel what can be cancelled; what is in doubt stays so, in the journal."""
+        if self._task is not None and not self._task.done():
+            if not self.cancel():
+                self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        try:
+            await self._migrate()
+        except (Exception, asyncio.CancelledError) as exc:
+            self._ended_badly(exc)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+            self.record.finished_at.CopyFrom(convert.timestamp(time.time()))
+            self.record.total.CopyFrom(convert.duration(time.monotonic() - self._started))
+            await self._notify()
+
+    async def _migrate(self) -> None:
+        async with (
+            grpc.aio.insecure_channel(self.record.destination_address) as channel,
+            GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
+            asyncio.timeout(self._options.deadline_seconds) as deadline,
+        ):
+            choice = await self._preflight(remote)
+            self._enter(types_pb2.MIGRATION_PHASE_OPENING)
+            try:
+                await self._open(remote, choice)
+                await self._move(remote, choice, deadline)
+            except BaseException as exc:
+                if not isinstance(exc, OutcomeUnknown):
+                    await self._abort(remote)
+                raise
+
+    async def _preflight(self, remote: GrpcRemote) -> Choice:
+        answer = await remote.check_tree(
+            remote_pb2.CheckTreeRequest(
+                migration_id=self.migration_id, source=self._node.info(), options=self.record.options
+            )
+        )
+        self.record.destination.CopyFrom(answer.destination)
+        self.record.problems.extend(answer.problems)
+        bad = [problem for problem in answer.problems if problem.severity == types_pb2.SEVERITY_ERROR]
+        if bad:
+            raise PreflightRefused(tuple(problem.message for problem in bad), remedy=bad[0].remedy)
+        choice = choose_mode(self._options, self._node, answer.destination, resident_bytes(self._target.pid))
+        self.record.mode = MODE_VALUES[choice.mode]
+        self.record.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
+        self.record.mode_reason = "; ".join(choice.reasons[:-1])
+        self.record.restore_mode_reason = choice.reasons[-1]
+        return choice
+
+    async def _open(self, remote: GrpcRemote, choice: Choice) -> None:
+        options = types_pb2.Options()
+        options.CopyFrom(self.record.options)
+        options.mode = MODE_VALUES[choice.mode]
+        options.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
+        workload = self._target.workload
+        self.record.bytes_total = resident_bytes(self._target.pid)
+        answer = await remote.open_session(
+            remote_pb2.OpenSessionRequest(
+                migration_id=self.migration_id,
+                source=self._node.info(),
+                destination_node_id=self.record.destination.node_id,
+                workload=convert.workload_message(workload.spec) if workload else None,
+                options=options,
+                expected_bytes=self.record.bytes_total,
+                carried_files=[types_pb2.CarriedFile(path=str(path)) for path in self._carried()],
+            )
+        )
+        self.record.destination.CopyFrom(answer.destination)
+
+    async def _move(self, remote: GrpcRemote, choice: Choice, deadline: asyncio.Timeout) -> None:
+        settings = Settings(
+            dump=dump_options(self._options, self._target.pid),
+            carried=self._carried(),
+            freeze_budget_seconds=self._options.freeze_budget_seconds,
+            in_doubt_seconds=self._options.in_doubt_seconds,
+            doubt_event=self._options.doubt_event,
+        )
+
+        def on_phase(phase: Phase) -> None:
+            if phase is Phase.COMMITTED:
+                deadline.reschedule(None)
+            self.record.in_doubt = phase in (Phase.COMMITTED, Phase.HELD)
+            if phase not in commit.FINAL:  # these are told when everything else about the end is, too
+                self._enter(convert.migration_phase(phase))
+
+        local = CriuLocal(self.migration_id, remote, self._journal, settings, on_phase)
+        await local.carry_beforehand()
+        self._local = local
+        self._enter(types_pb2.MIGRATION_PHASE_ITERATING)
+        self._directory.mkdir(parents=True, mode=0o700)
+        config = Config(self._target.pid, remote.page_socket.fileno(), self._directory)
+        client = Client(
+            local,
+            remote,
+            config,
+            criu=self._node.criu,
+            policy=_policy(choice),
+            limits=limits(self._options),
+            on_round=self._on_round,
+        )
+        progress = asyncio.create_task(self._watch_bytes(remote))
+        try:
+            await client.migrate()
+        finally:
+            progress.cancel()
+            self._note_pause(local)
+        self._moved(local)
+
+    def _moved(self, local: CriuLocal) -> None:
+        if self._target.workload is not None:
+            self._workloads.mark_moved(self._target.workload, self.record.destination_address)
+        self.record.destination_pid = local.destination_pid
+        self.record.phase = types_pb2.MIGRATION_PHASE_DONE
+        self.record.status_text = f"runs on {self.record.destination.node_name} as PID {local.destination_pid}"
+        logger.info(
+            "moved migration_id=%s pid=%d destination=%s pause_ms=%.1f",
+            self.migration_id,
+            self._target.pid,
+            self.record.destination_address,
+            (local.pause_seconds or 0) * 1000,
+        )
+
+    def _note_pause(self, local: CriuLocal) -> None:
+        if local.dump_stats is not None:
+            self.record.rounds.append(_last_round(len(self.record.rounds) + 1, local.dump_stats))
+            self.record.bytes_sent = max(self.record.bytes_sent, sum(each.bytes_sent for each in self.record.rounds))
+            self.record.bytes_sent += local.image_bytes
+        if local.pause_seconds is not None:
+            self.record.pause.CopyFrom(convert.duration(local.pause_seconds))
+        origin = local.steps[0].start if local.steps else 0.0
+        for step in local.steps:
+            self.record.timeline.add(
+                name=step.name,
+                node_name=self._node.name,
+                start=convert.duration(step.start - origin),
+                end=convert.duration(step.end - origin),
+            )
+
+    async def _abort(self, remote: GrpcRemote) -> None:
+        """Best effort: the lease does the same."""
+        try:
+            await asyncio.shield(asyncio.create_task(_aborted(remote)))
+        except (PeerError, asyncio.CancelledError) as exc:
+            logger.warning("abort not answered migration_id=%s error=%s", self.migration_id, exc)
+
+    def _ended_badly(self, error: BaseException) -> None:
+        shown: BaseException = error
+        before = self.record.phase in (types_pb2.MIGRATION_PHASE_PREFLIGHT, types_pb2.MIGRATION_PHASE_OPENING)
+        if self._cancelled or isinstance(error, MigrationCancelled):
+            phase, shown = types_pb2.MIGRATION_PHASE_CANCELLED, MigrationCancelled(self.migration_id)
+        elif self._local is not None and self._local.phase in (Phase.COMMITTED, Phase.HELD):
+            phase, shown = types_pb2.MIGRATION_PHASE_HELD, OutcomeUnknown(self.migration_id)
+        elif before:
+            phase = types_pb2.MIGRATION_PHASE_REFUSED
+        else:
+            phase = types_pb2.MIGRATION_PHASE_ROLLED_BACK
+        if isinstance(shown, asyncio.CancelledError):
+            shown = MigrationCancelled(self.migration_id)
+        if isinstance(shown, TimeoutError):
+            seconds = self._options.deadline_seconds
+            shown = PhaulError(
+                f"not done after {seconds:g} s", reason="DEADLINE_EXCEEDED", remedy="a longer --deadline"
+            )
+        self.record.error.CopyFrom(convert.failure(shown))
+        self._enter(phase)
+        logger.warning(
+            "ended migration_id=%s phase=%s reason=%s error=%s",
+            self.migration_id,
+            types_pb2.MigrationPhase.Name(phase),
+            reason_of(shown),
+            shown,
+            exc_info=error if reason_of(shown) == "INTERNAL" else None,
+        )
+
+    def _carried(self) -> tuple[Path, ...]:
+        workload = self._target.workload
+        return (Path(workload.spec.log_path),) if workload is not None and workload.spec.log_path else ()
+
+    def _on_round(self, ended: RoundEnded) -> None:
+        forecast: Forecast | None = ended.verdict.forecast
+        bandwidth = forecast.bandwidth_bytes_per_second if forecast else 0.0
+        self.record.rounds.append(convert.round_message(len(self.record.rounds) + 1, ended, bandwidth))
+        self.record.rounds_reason = convert.rounds_reason(ended.verdict)
+        if forecast is not None:
+            self.record.expected_pause.CopyFrom(convert.duration(forecast.expected_pause_seconds))
+        self._announce()
+
+    async def _watch_bytes(self, remote: GrpcRemote) -> None:
+        while True:
+            now, sent = time.monotonic(), bytes_acked(remote.page_socket)
+            self._samples = [*self._samples[-RATE_SAMPLES:], (now, sent)]
+            first_at, first_bytes = self._samples[0]
+            if now > first_at:
+                self.record.rate_bytes_per_second = round((sent - first_bytes) / (now - first_at))
+            self.record.bytes_sent = sent
+            self.record.total.CopyFrom(convert.duration(now - self._started))
+            await self._notify()
+            await asyncio.sleep(PROGRESS_SECONDS)
+
+    def _enter(self, phase: types_pb2.MigrationPhase.ValueType) -> None:
+        self.record.phase = phase
+        self.record.phase_since.CopyFrom(convert.timestamp(time.time()))
+        self._announce()
+
+    def _announce(self) -> None:
+        task = asyncio.create_task(self._notify())
+        task.add_done_callback(lambda done: done.exception())
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+async def _aborted(remote: GrpcRemote) -> None:
+    await remote.abort()
+
+
+def _policy(choice: Choice) -> Policy:
+    return DowntimePolicy() if choice.mode in (Mode.PRE_COPY, Mode.HYBRID) else StopCopyPolicy()
+
+
+def _last_round(index: int, stats: DumpStats) -> types_pb2.RoundStats:
+    return types_pb2.RoundStats(
+        index=index,
+        final=True,
+        pages_scanned=stats.pages_scanned,
+        pages_written=stats.pages_written,
+        pages_skipped_parent=stats.pages_skipped_parent,
+        bytes_sent=stats.pages_written * PAGE_SIZE_BYTES,
+        duration=convert.duration(stats.memdump_microseconds / 1e6),
+        frozen=convert.duration(stats.frozen_microseconds / 1e6),
+    )
+
+
+def choose_mode(options: Options, node: Node, destination: types_pb2.NodeInfo, memory_bytes: int) -> Choice:
+    """What both nodes can do and the user wants. Raises `PreflightRefused`."""
+    choice = choose(
+        Wish(
+            mode=options.mode,
+            restore_mode=options.restore_mode,
+            downtime_goal_seconds=options.downtime_goal_seconds,
+            memory_bytes=memory_bytes,
+            allow_postcopy=options.postcopy_after_seconds is not None,
+        ),
+        NodeCapabilities(
+            name=node.name,
+            criu_version=node.criu_version.number,
+            mem_track=node.features.mem_track,
+            lazy_pages=node.features.lazy_pages,
+            pipe_max_size_bytes=pipe_max_size_bytes(),
+            may_exceed_pipe_size=may_exceed_pipe_size(),
+        ),
+        NodeCapabilities(
+            name=destination.node_name,
+            criu_version=destination.criu.version,
+            mem_track=destination.criu.mem_track,
+            lazy_pages=destination.criu.lazy_pages,
+            pipe_max_size_bytes=0,  # only the source's matters
+        ),
+    )
+    if isinstance(choice, Refusal):
+        causes = tuple(problem.cause for problem in choice.problems)
+        raise PreflightRefused(causes, reason="UNSUPPORTED", remedy=choice.problems[0].remedy)
+    return choice

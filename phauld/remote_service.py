@@ -1,0 +1,237 @@
+"""`phaul.v1.Remote`: the destination's half of a migration. One short method per call: decode, session, encode."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import grpc
+
+from phaul.v1 import remote_pb2, remote_pb2_grpc, types_pb2
+from phaul_client.errors import (
+    InvalidRequest,
+    MigrationNotFound,
+    PhaseError,
+    PhaulError,
+    TooManyMigrations,
+)
+from phauld import convert, session
+from phauld.dataport import DataPort
+from phauld.images import ImageWriter
+from phauld.incoming import Incoming, Session
+from phauld.node import Node
+from phauld.options import parse_options, restore_options
+from phauld.session import Phase
+from phauld.workloads import Workloads, WorkloadSpec
+
+logger = logging.getLogger(__name__)
+
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+MIN_LEASE_SECONDS: Final = 1.0
+MAX_LEASE_SECONDS: Final = 3600.0
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where this node keeps what comes in."""
+
+    images_dir: Path
+    log_dir: Path
+    lease_seconds: float
+    max_incoming: int
+
+
+class RemoteService(remote_pb2_grpc.RemoteServicer):
+    """The sessions of this node."""
+
+    def __init__(self, node: Node, place: Place, workloads: Workloads, data_port: DataPort) -> None:
+        self._node = node
+        self._place = place
+        self._workloads = workloads
+        self._data_port = data_port
+        self._sessions: dict[str, Session] = {}
+        self._aborted: set[str] = set()  # ids that were aborted before they were opened
+
+    @property
+    def active(self) -> int:
+        """Sessions that have not ended."""
+        return sum(each.phase not in session.FINAL for each in self._sessions.values())
+
+    async def close(self) -> None:
+        """phauld stops: see `Session.close`."""
+        await asyncio.gather(*(each.close() for each in self._sessions.values()))
+
+    async def CheckTree(self, request: remote_pb2.CheckTreeRequest, context: Context) -> remote_pb2.CheckTreeResponse:
+        return remote_pb2.CheckTreeResponse(destination=self._info())
+
+    async def OpenSession(
+        self, request: remote_pb2.OpenSessionRequest, context: Context
+    ) -> remote_pb2.OpenSessionResponse:
+        if not _ID.fullmatch(request.migration_id):
+            raise InvalidRequest(f"{request.migration_id!r} is not a migration id")
+        if request.destination_node_id not in ("", self._node.node_id):
+            raise PhaulError(f"this is node {self._node.name}, not the one that was asked for", reason="NODE_MISMATCH")
+        if request.migration_id in self._aborted:
+            raise PhaseError(Phase.ABORTED, "OPEN_SESSION")
+        known = self._sessions.get(request.migration_id)
+        if known is None and self.active >= self._place.max_incoming:
+            raise TooManyMigrations(
+                f"{self._node.name} receives {self.active} migrations already", remedy="try again in a moment"
+            )
+        opened = known or self._new_session(request)
+        self._sessions[request.migration_id] = opened
+        try:
+            await opened.open()
+        except BaseException:
+            if known is None:
+                del self._sessions[request.migration_id]
+            raise
+        return remote_pb2.OpenSessionResponse(
+            data_port=self._data_port.port,
+            data_token=opened.token,
+            lease=convert.duration(opened.incoming.lease_seconds),
+            destination=self._info(),
+            options=request.options,
+            session=self._message(opened),
+        )
+
+    async def OpenStream(
+        self, request: remote_pb2.OpenStreamRequest, context: Context
+    ) -> remote_pb2.OpenStreamResponse:
+        raise PhaulError("further streams come with post-copy", reason="UNSUPPORTED")
+
+    async def StartIter(self, request: remote_pb2.StartIterRequest, context: Context) -> remote_pb2.StartIterResponse:
+        await self._get(request.migration_id).start_iter()
+        return remote_pb2.StartIterResponse()
+
+    async def StopIter(self, request: remote_pb2.StopIterRequest, context: Context) -> remote_pb2.StopIterResponse:
+        found = self._get(request.migration_id)
+        await found.stop_iter()
+        return remote_pb2.StopIterResponse(bytes_received=found.bytes_received)
+
+    async def PutImages(
+        self, request_iterator: AsyncIterator[remote_pb2.PutImagesRequest], context: Context
+    ) -> remote_pb2.PutImagesResponse:
+        found: Session | None = None
+        writer: ImageWriter | None = None
+        async for message in request_iterator:
+            if found is None or writer is None:
+                found = self._get(message.migration_id)
+                writer = found.writer().__enter__()
+            for piece in message.pieces:
+                writer.write(piece)
+        if found is None or writer is None:
+            raise InvalidRequest("PutImages without a message")
+        writer.__exit__(None, None, None)
+        found.accept(writer)
+        return remote_pb2.PutImagesResponse(files=writer.files, bytes=writer.bytes)
+
+    async def Restore(self, request: remote_pb2.RestoreRequest, context: Context) -> remote_pb2.RestoreResponse:
+        found = self._get(request.migration_id)
+        await found.restore(request.image_files)
+        return remote_pb2.RestoreResponse(pid=found.pid, session=self._message(found))
+
+    async def Commit(self, request: remote_pb2.CommitRequest, context: Context) -> remote_pb2.CommitResponse:
+        self._check_node(request.destination_node_id)
+        found = self._get(request.migration_id)
+        await found.commit()
+        return remote_pb2.CommitResponse(pid=found.pid, session=self._message(found))
+
+    async def Abort(self, request: remote_pb2.AbortRequest, context: Context) -> remote_pb2.AbortResponse:
+        found = self._sessions.get(request.migration_id)
+        if found is None:
+            self._aborted.add(request.migration_id)
+            return remote_pb2.AbortResponse(phase=types_pb2.SESSION_PHASE_ABORTED)
+        await found.abort()
+        return remote_pb2.AbortResponse(phase=convert.session_phase(found.phase))
+
+    async def GetSession(
+        self, request: remote_pb2.GetSessionRequest, context: Context
+    ) -> remote_pb2.GetSessionResponse:
+        self._check_node(request.destination_node_id)
+        return remote_pb2.GetSessionResponse(session=self._message(self._get(request.migration_id)))
+
+    async def RenewLease(
+        self, request: remote_pb2.RenewLeaseRequest, context: Context
+    ) -> remote_pb2.RenewLeaseResponse:
+        found = self._get(request.migration_id)
+        if found.phase not in session.LEASED:
+            raise PhaseError(found.phase, "RENEW_LEASE")
+        found.renew()
+        return remote_pb2.RenewLeaseResponse(
+            lease=convert.duration(found.incoming.lease_seconds), session=self._message(found)
+        )
+
+    def _new_session(self, request: remote_pb2.OpenSessionRequest) -> Session:
+        options = parse_options(request.options)
+        lease = convert.seconds_of(request.lease) or self._place.lease_seconds
+        carried = tuple(Path(file.path) for file in request.carried_files)
+        for path in carried:
+            if path.parent != self._place.log_dir or not path.name:
+                raise InvalidRequest(
+                    f"{path} would be written outside of {self._place.log_dir}, where this node keeps logs",
+                    remedy="use the same log_dir on both nodes",
+                )
+        if request.HasField("workload"):
+            spec = convert.workload_spec(request.workload)
+        else:
+            spec = WorkloadSpec(name=f"moved-{request.migration_id[:8]}", argv=(), new_pid_namespace=False)
+        incoming = Incoming(
+            migration_id=request.migration_id,
+            source_node_id=request.source.node_id,
+            spec=spec,
+            restore=restore_options(options),
+            carried=carried,
+            lease_seconds=min(max(lease, MIN_LEASE_SECONDS), MAX_LEASE_SECONDS),
+        )
+        return Session(
+            incoming,
+            directory=self._place.images_dir / f"in-{request.migration_id}",
+            criu=self._node.criu,
+            workloads=self._workloads,
+            data_port=self._data_port,
+            journal=_Forgetful(),
+        )
+
+    def _get(self, migration_id: str) -> Session:
+        try:
+            return self._sessions[migration_id]
+        except KeyError:
+            raise MigrationNotFound(migration_id) from None
+
+    def _check_node(self, node_id: str) -> None:
+        if node_id not in ("", self._node.node_id):
+            raise PhaulError("another node was asked", reason="NODE_MISMATCH")
+
+    def _info(self) -> types_pb2.NodeInfo:
+        return self._node.info(incoming=self.active)
+
+    def _message(self, found: Session) -> remote_pb2.Session:
+        leased = found.phase in session.LEASED
+        return remote_pb2.Session(
+            migration_id=found.incoming.migration_id,
+            phase=convert.session_phase(found.phase),
+            source_node_id=found.incoming.source_node_id,
+            destination_node_id=self._node.node_id,
+            workload=found.incoming.spec.name,
+            pid=found.pid,
+            rounds=found.rounds,
+            bytes_received=found.bytes_received,
+            created_at=convert.timestamp(found.created_at),
+            phase_since=convert.timestamp(found.phase_since),
+            lease_expires_at=convert.timestamp(found.lease_expires_at) if leased else None,
+            error=convert.failure(found.failure) if found.failure is not None else None,
+        )
+
+
+class _Forgetful:
+    """A journal until there is one."""
+
+    async def record(self, phase: Phase) -> None:
+        logger.debug("journal phase=%s", phase)

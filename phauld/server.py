@@ -1,0 +1,149 @@
+"""The daemon: one gRPC server on TCP and on a unix socket, the data port, and what they serve.
+
+It knows no domain words. The invariant: on the way out nothing that was started is left half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import uuid
+from pathlib import Path
+from typing import Final
+
+import grpc
+from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, node_pb2_grpc, remote_pb2, remote_pb2_grpc
+from phaul_client.errors import InvalidRequest
+from phaul_criu.criu import Criu
+from phaul_criu.install import find_binary
+from phauld.config import Config
+from phauld.dataport import DataPort
+from phauld.interceptor import ErrorInterceptor
+from phauld.migrations_service import MigrationsService
+from phauld.node import Node
+from phauld.node_service import NodeService
+from phauld.remote_service import Place, RemoteService
+from phauld.workloads import Workloads
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS: Final = 30.0
+SERVICES: Final = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in ((remote_pb2, "Remote"), (migrations_pb2, "Migrations"), (node_pb2, "Node"))
+)
+_CHANNELZ: Final = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
+_OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),  # a second daemon on the same port is an error, not half of the calls
+    ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+
+
+async def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `CriuError`, `InvalidRequest`, `OSError` when it cannot start."""
+    _make_directories(config)
+    node = await Node.discover(
+        Criu(config.criu or find_binary()),
+        node_id=_node_id(config.state_dir),
+        name=config.node_name,
+        images_dir=config.images_dir,
+        insecure=config.insecure,
+        incoming_limit=config.max_incoming,
+        outgoing_limit=config.max_outgoing,
+    )
+    workloads = Workloads(config.state_dir / "workloads", config.log_dir)
+    data_port = DataPort()
+    await data_port.start(config.address[0], config.data_port)
+    place = Place(
+        images_dir=config.images_dir,
+        log_dir=config.log_dir,
+        lease_seconds=config.lease_seconds,
+        max_incoming=config.max_incoming,
+    )
+    remote = RemoteService(node, place, workloads, data_port)
+    migrations = MigrationsService(node, config.images_dir, workloads, config.max_outgoing)
+    try:
+        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+        remote_pb2_grpc.add_RemoteServicer_to_server(remote, server)
+        migrations_pb2_grpc.add_MigrationsServicer_to_server(migrations, server)
+        node_pb2_grpc.add_NodeServicer_to_server(NodeService(node, workloads, migrations.preflight), server)
+        checks = _add_inspection(server)
+        _bind(server, config)
+        for name in (*SERVICES, health.OVERALL_HEALTH):
+            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await server.start()
+        os.chmod(config.unix, 0o660)
+        logger.info("serving listen=%s unix=%s data_port=%d node_id=%s", *_where(config, data_port, node))
+        await _until_signal()
+        logger.info("stopping")
+        await checks.enter_graceful_shutdown()
+        async with asyncio.timeout(DRAIN_SECONDS):
+            await migrations.close()
+            await remote.close()
+        await server.stop(grace=1.0)
+    finally:
+        await data_port.stop()
+        await workloads.close()
+        with contextlib.suppress(FileNotFoundError):
+            config.unix.unlink()
+
+
+def _where(config: Config, data_port: DataPort, node: Node) -> tuple[str, Path, int, str]:
+    return config.listen, config.unix, data_port.port, node.node_id
+
+
+def _add_inspection(server: grpc.aio.Server) -> health.aio.HealthServicer:
+    """Health per service, reflection and channelz, for grpcurl, `buf curl` and probes."""
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    channelz.add_channelz_servicer(server)
+    names = (*SERVICES, health.SERVICE_NAME, _CHANNELZ, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    return checks
+
+
+def _bind(server: grpc.aio.Server, config: Config) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        config.unix.unlink()
+    for address in (config.listen, f"unix:{config.unix}"):
+        try:
+            server.add_insecure_port(address)
+        except RuntimeError as exc:
+            remedy = "another phauld may run here: choose another --listen and --unix"
+            raise InvalidRequest(f"cannot listen on {address}", remedy=remedy) from exc
+
+
+def _make_directories(config: Config) -> None:
+    for directory, mode in (
+        (config.state_dir, 0o700),
+        (config.images_dir, 0o700),
+        (config.log_dir, 0o750),
+        (config.unix.parent, 0o755),
+    ):
+        directory.mkdir(parents=True, exist_ok=True, mode=mode)
+
+
+def _node_id(state_dir: Path) -> str:
+    """An id that stays with the state directory: a node that lost it is another node."""
+    path = state_dir / "node-id"
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text(encoding="ascii").strip()
+    path.write_text(f"{uuid.uuid4()}\n", encoding="ascii")
+    return path.read_text(encoding="ascii").strip()
+
+
+async def _until_signal() -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
