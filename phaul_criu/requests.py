@@ -102,7 +102,9 @@ class TreeOptions(DirectoryOptions):
     evasive_devices: bool = False
     skip_file_rwx_check: bool = False
     manage_cgroups_mode: CgroupMode = CgroupMode.IGNORE
-    network_lock: NetworkLock = NetworkLock.NFTABLES
+    #: None: NFTABLES if `tcp_established`, else SKIP. The lock costs 45 ms of the freeze, and it must be removed
+    #: after a migration (`network_lock.remove_network_lock`). Without established connections there is nothing to lock.
+    network_lock: NetworkLock | None = None
     #: What criu shall leave to the caller: "mnt[/data]:data", "unix[123]", "net[123]:name", "file[…]", …
     external: tuple[str, ...] = ()
     inherit_fds: tuple[InheritFd, ...] = ()
@@ -179,7 +181,7 @@ _CRIU_NAMES: Final[Mapping[str, str]] = {
     "sibling": "rst_sibling",
 }
 #: Fields that have another form in criu_opts.
-_FORMED_BY_HAND: Final = frozenset({"inherit_fds", "page_server_fd", "lazy_pages_port"})
+_FORMED_BY_HAND: Final = frozenset({"inherit_fds", "page_server_fd", "lazy_pages_port", "network_lock"})
 
 
 def dump_request(options: DumpOptions) -> CriuRequest:
@@ -261,6 +263,8 @@ def _criu_opts(options: DirectoryOptions) -> Any:
     if isinstance(options, TreeOptions):
         for item in options.inherit_fds:
             opts.inherit_fd.add(key=item.key, fd=item.fd)
+        default_lock = NetworkLock.NFTABLES if options.tcp_established else NetworkLock.SKIP
+        opts.network_lock = (options.network_lock or default_lock).value
     if isinstance(options, DumpOptions):
         if options.page_server_fd is not None:
             opts.ps.fd = options.page_server_fd

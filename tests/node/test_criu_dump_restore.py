@@ -19,7 +19,9 @@ import pytest
 from phaul_criu import features, install
 from phaul_criu.criu import Criu, read_restore_stats
 from phaul_criu.errors import CriuDied, CriuTimeout, DumpFailed, PreDumpFailed, RestoreFailed
-from phaul_criu.requests import DumpOptions, RestoreOptions
+from phaul_criu.inventory import lock_table_name
+from phaul_criu.network_lock import remove_network_lock
+from phaul_criu.requests import DumpOptions, NetworkLock, RestoreOptions
 from phaul_criu.swrk import Notification, OnNotify, Swrk
 from tests.node.criu_victims import Victim, alive, no_leaks, opened, start_victim, subreaper
 
@@ -291,6 +293,16 @@ async def test_what_stands_in_the_way_is_named_and_can_be_allowed(
     assert bench.victim.is_beating()
 
 
+async def test_the_network_lock_of_a_dump_can_be_removed(bench: Bench) -> None:
+    options = DumpOptions(images_dir_fd=bench.images_fd, pid=bench.victim.pid, network_lock=NetworkLock.NFTABLES)
+    await bench.criu.dump(options, timeout_seconds=20)
+    name = lock_table_name((bench.images / "inventory.img").read_bytes())
+    assert f"table inet {name}" in nftables()
+    assert remove_network_lock(bench.images_fd)
+    assert f"table inet {name}" not in nftables()
+    assert not remove_network_lock(bench.images_fd)
+
+
 async def test_a_pid_that_is_taken_is_named(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(own_pid_namespace=False)
     options = DumpOptions(images_dir_fd=bench.images_fd, pid=bench.victim.pid, leave_running=True)
@@ -352,6 +364,13 @@ async def cancel_at(step: str, operation: Callable[[OnNotify], Coroutine[Any, An
     with pytest.raises(asyncio.CancelledError):
         await task
     assert time.monotonic() - started < 5
+
+
+def nftables() -> set[str]:
+    """The tables in our network namespace."""
+    return set(
+        subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout.splitlines()
+    )
 
 
 async def inet_sockets_work() -> bool:

@@ -35,7 +35,7 @@ FULL_DUMP = DumpOptions(
     evasive_devices=True,
     skip_file_rwx_check=True,
     manage_cgroups_mode=CgroupMode.SOFT,
-    network_lock=NetworkLock.SKIP,
+    network_lock=NetworkLock.IPTABLES,
     external=("mnt[/a]:b", "unix[7]"),
     inherit_fds=(InheritFd(key="pipe:[1]", fd=8),),
     root="/new",
@@ -74,7 +74,7 @@ def test_a_full_dump_arrives_whole() -> None:
         evasive_devices=True,
         skip_file_rwx_check=True,
         manage_cgroups_mode=rpc_pb2.SOFT,
-        network_lock=rpc_pb2.SKIP,
+        network_lock=rpc_pb2.IPTABLES,
         external=["mnt[/a]:b", "unix[7]"],
         inherit_fd=[rpc_pb2.inherit_fd(key="pipe:[1]", fd=8)],
         root="/new",
@@ -114,8 +114,16 @@ def test_defaults_send_what_differs_from_criu_and_nothing_more() -> None:
         "network_lock",
         "pre_dump_mode",
     }
-    assert request.opts.network_lock == rpc_pb2.NFTABLES
+    assert request.opts.network_lock == rpc_pb2.SKIP
     assert request.opts.manage_cgroups_mode == rpc_pb2.IGNORE
+
+
+def test_the_network_is_locked_only_for_connections_that_are_carried() -> None:
+    dump = requests.dump_request(DumpOptions(images_dir_fd=3, pid=1, tcp_established=True))
+    assert dump.opts.network_lock == rpc_pb2.NFTABLES
+    restore = requests.restore_request(RestoreOptions(images_dir_fd=3, tcp_established=True))
+    assert restore.opts.network_lock == rpc_pb2.NFTABLES
+    assert requests.restore_request(RestoreOptions(images_dir_fd=3)).opts.network_lock == rpc_pb2.SKIP
 
 
 def test_pre_dump_is_a_single_one() -> None:
