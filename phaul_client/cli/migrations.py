@@ -1,0 +1,141 @@
+"""`phaul status`, `cancel`, `resolve`: migrations that start on this node."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Final, TypeVar
+
+import click
+import grpc
+
+from phaul.v1 import migrations_pb2
+from phaul.v1.migrations_pb2 import Migration
+from phaul_client.cli import render
+from phaul_client.cli.connection import CALL_SECONDS, Daemon, translate
+from phaul_client.cli.errors import tell_failure
+from phaul_client.cli.json_output import migration_json
+from phaul_client.cli.session import Session, command
+from phaul_client.errors import InvalidRequest, MigrationNotFound
+
+PAGE_SIZE: Final = 1000
+SHOWN: Final = 100
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def matching(ids: Iterable[str], prefix: str) -> str:
+    """The one id that begins so. Raises `MigrationNotFound`, or `InvalidRequest` if several do."""
+    found = sorted({each for each in ids if each.startswith(prefix)})
+    if prefix in found:
+        return prefix
+    if not found:
+        raise MigrationNotFound(prefix, remedy="phaul status lists them")
+    if len(found) > 1:
+        several = ", ".join(found[:4]) + (" …" if len(found) > 4 else "")
+        raise InvalidRequest(f"{prefix!r} is the beginning of {len(found)} migrations", remedy=f"say more of {several}")
+    return found[0]
+
+
+async def all_migrations(daemon: Daemon) -> AsyncIterator[Migration]:
+    """Every outgoing migration, newest first."""
+    request = migrations_pb2.ListMigrationsRequest(page_size=PAGE_SIZE)
+    while True:
+        answer = await daemon.migrations.ListMigrations(request, timeout=CALL_SECONDS)
+        for migration in answer.migrations:
+            yield migration
+        if not answer.next_page_token:
+            return
+        request.page_token = answer.next_page_token
+
+
+async def find(daemon: Daemon, migration_id: str) -> Migration:
+    """A migration by its id or the beginning of it. Raises `MigrationNotFound` or `InvalidRequest`."""
+    try:
+        return await _get(daemon, migration_id)
+    except grpc.aio.AioRpcError as exc:
+        if translate(daemon.address, exc).reason != "MIGRATION_NOT_FOUND":
+            raise
+    return await _get(daemon, matching([each.migration_id async for each in all_migrations(daemon)], migration_id))
+
+
+async def _get(daemon: Daemon, migration_id: str) -> Migration:
+    request = migrations_pb2.GetMigrationRequest(migration_id=migration_id)
+    return (await daemon.migrations.GetMigration(request, timeout=CALL_SECONDS)).migration
+
+
+def id_argument(function: _Function) -> _Function:
+    """The argument ID, which may be abbreviated."""
+    return click.argument("migration_id", metavar="ID")(function)
+
+
+@command("status", "phaul status", "phaul status 3f2a", "phaul status 3f2a --json | jq .timeline")
+@click.argument("migration_id", metavar="[ID]", required=False)
+async def status(session: Session, migration_id: str | None) -> None:
+    """List migrations from this node, or show one.
+
+    The newest come first. The beginning of an ID is enough.
+    """
+    async with session.connect() as daemon:
+        if migration_id:
+            migration = await find(daemon, migration_id)
+            session.show(migration_json(migration), render.migration_details(migration))
+            if not session.json:
+                tell_failure(migration)
+            return
+        request = migrations_pb2.ListMigrationsRequest(page_size=SHOWN)
+        newest = (await daemon.migrations.ListMigrations(request, timeout=CALL_SECONDS)).migrations
+    shown = {"migrations": [migration_json(each) for each in newest]}
+    session.show(shown, render.migration_table(newest, time.time()))
+
+
+@command("cancel", "phaul cancel 3f2a", "phaul cancel 3f2a --reason 'wrong node'")
+@id_argument
+@click.option("--reason", metavar="TEXT", default="", help="Why, for the record.")
+async def cancel(session: Session, migration_id: str, reason: str) -> None:
+    """Cancel a migration.
+
+    The process runs on here, within a second. Not possible once the migration is committed.
+    """
+    async with session.connect() as daemon:
+        found = await find(daemon, migration_id)
+        request = migrations_pb2.CancelMigrationRequest(migration_id=found.migration_id, reason=reason)
+        ended = (await daemon.migrations.CancelMigration(request, timeout=CALL_SECONDS)).migration
+    session.show(migration_json(ended), render.summary(ended))
+
+
+@command(
+    "resolve",
+    "phaul resolve 3f2a --resume --reason 'node-b burnt down before it ran'",
+    "phaul resolve 3f2a --kill   # seen alive at node-b, which cannot reach us any more",
+)
+@id_argument
+@click.option(
+    "--kill",
+    "resolution",
+    flag_value="kill",
+    help="It lives at the destination: kill the stopped copy here. If it does not, it is lost.",
+)
+@click.option(
+    "--resume",
+    "resolution",
+    flag_value="resume",
+    help="It never ran at the destination and never will: let the copy here run on. If it does, there are two.",
+)
+@click.option("--reason", metavar="TEXT", default="", help="Why, for the record.")
+async def resolve(session: Session, migration_id: str, resolution: str | None, reason: str) -> None:
+    """Decide about a process held in doubt.
+
+    A migration is held when the destination fell silent in the one moment in which only it knows whether the process
+    runs there. The copy here is stopped and phauld goes on asking, so if the destination can come back, wait: the
+    answer ends the doubt by itself. If it is gone for good, look there and decide. phaul cannot check your word: a
+    wrong --kill loses the process, a wrong --resume makes two of it.
+    """
+    if resolution is None:
+        raise click.UsageError("say --kill or --resume; phaul resolve --help explains what either means")
+    async with session.connect() as daemon:
+        found = await find(daemon, migration_id)
+        request = migrations_pb2.ResolveRequest(
+            migration_id=found.migration_id,
+            resolution=migrations_pb2.RESOLUTION_KILL if resolution == "kill" else migrations_pb2.RESOLUTION_RESUME,
+            reason=reason,
+        )
+        ended = (await daemon.migrations.Resolve(request, timeout=CALL_SECONDS)).migration
+    session.show(migration_json(ended), render.summary(ended))

@@ -1,0 +1,120 @@
+"""Values on the command line: times, rates, addresses, names, with completion of the names of workloads."""
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from phaul.v1 import node_pb2
+from phaul_client.cli.connection import parse_host_port
+from phaul_client.cli.session import Session
+from phaul_client.cli.units import parse_duration, parse_rate
+from phaul_client.errors import PhaulError
+
+COMPLETION_SECONDS: Final = 0.5
+MAX_PID: Final = 2**22
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_Value = TypeVar("_Value")
+
+
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
+    """A value that a function makes of the text; its `ValueError` is the usage error."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value of the text; anything but text is a default already."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+def parse_variable(text: str) -> tuple[str, str]:
+    """NAME=VALUE, or NAME for the value that it has here. Raises `ValueError`."""
+    name, separator, value = text.partition("=")
+    if not _VARIABLE.fullmatch(name):
+        raise ValueError(f"{text!r} is not NAME=VALUE")
+    if not separator and name not in os.environ:
+        raise ValueError(f"{name} has no value here: say {name}=VALUE")
+    return name, value if separator else os.environ[name]
+
+
+def parse_signal(text: str) -> int:
+    """Number of a signal by its name, with or without SIG, or by number. Raises `ValueError`."""
+    if text.isdigit() and 1 <= int(text) <= 64:
+        return int(text)
+    name = text.upper()
+    try:
+        return int(signal.Signals[name if name.startswith("SIG") else f"SIG{name}"])
+    except KeyError:
+        raise ValueError(f"{text!r} is no signal, such as TERM, SIGUSR1 or 9") from None
+
+
+def parse_target(text: str) -> int | str:
+    """A PID if it is a number, otherwise a workload's name. Raises `ValueError`."""
+    if not text or any(character.isspace() for character in text):
+        raise ValueError(f"{text!r} is neither a PID nor a workload's name")
+    if not text.isdigit():
+        return text
+    if not 1 < int(text) <= MAX_PID:
+        raise ValueError(f"{text} is no PID that can be moved: more than 1, at most {MAX_PID}")
+    return int(text)
+
+
+def parse_grace(text: str) -> float:
+    """Seconds, with or without a unit; 0 is allowed. Raises `ValueError`."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return parse_duration(text)
+    if not 0 <= seconds <= 86400:
+        raise ValueError(f"{text!r} is not between 0 and 86400 seconds")
+    return seconds
+
+
+DURATION: Final = Parsed("TIME", parse_duration)
+GRACE: Final = Parsed("SECONDS", parse_grace)
+RATE: Final = Parsed("RATE", parse_rate)
+DESTINATION: Final = Parsed("HOST[:PORT]", parse_host_port)
+VARIABLE: Final = Parsed("NAME=VALUE", parse_variable)
+SIGNAL: Final = Parsed("SIGNAL", parse_signal)
+TARGET: Final = Parsed("PID|NAME", parse_target)
+
+
+def complete_workloads(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of workloads that begin so; none if the daemon does not answer at once."""
+    session = context.find_object(Session) or Session()
+
+    async def names() -> list[CompletionItem]:
+        async with asyncio.timeout(COMPLETION_SECONDS), session.connect() as daemon:
+            listed = await daemon.node.ListWorkloads(node_pb2.ListWorkloadsRequest(), timeout=COMPLETION_SECONDS)
+        return [
+            CompletionItem(each.name, help=" ".join(each.spec.argv))
+            for each in listed.workloads
+            if each.name.startswith(incomplete)
+        ]
+
+    try:
+        return asyncio.run(names())
+    except (PhaulError, OSError):  # a TimeoutError is an OSError
+        return []
+
+
+def name_argument(function: Callable[..., _Value]) -> Callable[..., _Value]:
+    """The argument NAME of a workload."""
+    return click.argument("name", metavar="NAME", shell_complete=complete_workloads)(function)
+
+
+def target_argument(function: Callable[..., _Value]) -> Callable[..., _Value]:
+    """The argument PID|NAME."""
+    return click.argument("target", metavar="PID|NAME", type=TARGET, shell_complete=complete_workloads)(function)

@@ -1,0 +1,348 @@
+"""Messages of the API as text for people. Pure: message in, text out."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from phaul.v1 import migrations_pb2, node_pb2, types_pb2
+from phaul.v1.migrations_pb2 import Migration
+from phaul_client.cli.json_output import enum_word
+from phaul_client.cli.outcomes import Outcome, outcome_of
+from phaul_client.cli.units import format_bytes, format_rate, format_seconds
+
+SHORTEST_ID: Final = 8
+COMMAND_WIDTH: Final = 60
+
+_PHASES: Final = types_pb2.DESCRIPTOR.enum_types_by_name["MigrationPhase"]
+_MODES: Final = types_pb2.DESCRIPTOR.enum_types_by_name["Mode"]
+_RESTORE_MODES: Final = types_pb2.DESCRIPTOR.enum_types_by_name["RestoreMode"]
+_RESOLUTIONS: Final = migrations_pb2.DESCRIPTOR.enum_types_by_name["Resolution"]
+_STATES: Final = node_pb2.DESCRIPTOR.enum_types_by_name["WorkloadState"]
+
+_SEVERITY_MARKS: Final = {
+    types_pb2.SEVERITY_ERROR: "ERROR",
+    types_pb2.SEVERITY_WARNING: "warning",
+    types_pb2.SEVERITY_INFO: "info",
+}
+_ENDINGS: Final = {
+    Outcome.ROLLED_BACK: "rolled back: {what} runs on here",
+    Outcome.REFUSED: "refused: nothing was touched",
+    Outcome.CANCELLED: "cancelled: {what} runs on here",
+    Outcome.IN_DOUBT: "in doubt: {what} is stopped here until it is known whether it runs at {where}",
+    Outcome.FAILED: "failed: {what} runs nowhere",
+}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns as wide as they must be; the last one as long as it is."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def duration(value: Duration) -> str:
+    """A duration for people."""
+    return format_seconds(value.ToNanoseconds() / 1e9)
+
+
+def phase_word(migration: Migration) -> str:
+    """Its phase: "copying-images"."""
+    return enum_word(_PHASES, migration.phase) or "-"
+
+
+def mode_word(mode: int) -> str:
+    """A mode: "pre-copy"; "-" if not known yet."""
+    return enum_word(_MODES, mode) or "-"
+
+
+def subject(migration: Migration) -> str:
+    """What moves, for the middle of a sentence."""
+    if migration.workload:
+        return migration.workload
+    name = f" ({migration.process_name})" if migration.process_name else ""
+    return f"process {migration.pid}{name}"
+
+
+def destination(migration: Migration) -> str:
+    """Where it goes: by name if that is known."""
+    return migration.destination.node_name or migration.destination_address
+
+
+def local_time(stamp: Timestamp) -> str:
+    """A point in time on this machine's clock, to the second."""
+    return datetime.fromtimestamp(stamp.seconds).strftime("%Y-%m-%d %H:%M:%S") if stamp.seconds else "-"
+
+
+# Workloads
+
+
+def workload_state(workload: node_pb2.Workload) -> str:
+    """Where it stands, with how it ended or where it went."""
+    word = enum_word(_STATES, workload.state) or "-"
+    if workload.state == node_pb2.WORKLOAD_STATE_EXITED:
+        return f"{word} ({ending(workload.exit_status)})"
+    if workload.state == node_pb2.WORKLOAD_STATE_MOVED and workload.moved_to:
+        return f"moved to {workload.moved_to}"
+    return word
+
+
+def ending(status: node_pb2.ExitStatus) -> str:
+    """How a process ended: "status 3", "signal 9"."""
+    if status.WhichOneof("how") == "signal":
+        return f"signal {status.signal}"
+    return f"status {status.exit_code}"
+
+
+def workload_table(workloads: Iterable[node_pb2.Workload], now_seconds: float) -> str:
+    """`phaul ps`. `now_seconds` since the epoch."""
+    rows = [
+        (
+            each.name,
+            str(each.pid) if each.pid else "-",
+            workload_state(each),
+            format_age(now_seconds - each.started_at.seconds) if each.started_at.seconds else "-",
+            shorten(shlex.join(each.spec.argv), COMMAND_WIDTH),
+        )
+        for each in workloads
+    ]
+    return table(("NAME", "PID", "STATE", "SINCE", "COMMAND"), rows)
+
+
+def format_age(seconds: float) -> str:
+    """How long ago, roughly: "12s", "5m", "3h", "2d"."""
+    whole = max(0, int(seconds))
+    for unit_seconds, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if whole >= 2 * unit_seconds:
+            return f"{whole // unit_seconds}{unit}"
+    return f"{whole}s"
+
+
+def shorten(text: str, width: int) -> str:
+    """At most `width` characters."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+# Migrations
+
+
+def short_ids(ids: Sequence[str]) -> list[str]:
+    """Each as short as it can be without being taken for another."""
+    length = SHORTEST_ID
+    while len({each[:length] for each in ids}) < len(set(ids)):
+        length += 1
+    return [each[:length] for each in ids]
+
+
+def migration_table(migrations: Sequence[Migration], now_seconds: float) -> str:
+    """`phaul status`. `now_seconds` since the epoch."""
+    rows = [
+        (
+            short_id,
+            phase_word(each) + (" (in doubt)" if each.in_doubt else ""),
+            shorten(each.workload or f"{each.pid} {each.process_name}".strip(), 24),
+            shorten(destination(each), 32),
+            mode_word(each.mode),
+            duration(each.pause) if each.HasField("pause") else "-",
+            format_bytes(each.bytes_sent),
+            format_age(now_seconds - each.created_at.seconds),
+        )
+        for short_id, each in zip(short_ids([each.migration_id for each in migrations]), migrations, strict=True)
+    ]
+    return table(("ID", "PHASE", "WHAT", "TO", "MODE", "PAUSE", "SENT", "AGE"), rows)
+
+
+def progress_line(migration: Migration) -> str:
+    """One line about a migration under way."""
+    parts = [phase_word(migration)]
+    if migration.rounds:
+        parts.append(f"{len(migration.rounds)} round{'s' if len(migration.rounds) > 1 else ''}")
+    if migration.bytes_sent:
+        total = f" of {format_bytes(migration.bytes_total)}" if migration.bytes_total > migration.bytes_sent else ""
+        parts.append(f"{format_bytes(migration.bytes_sent)}{total}")
+    if migration.rate_bytes_per_second:
+        parts.append(format_rate(migration.rate_bytes_per_second))
+    if migration.HasField("pause"):
+        parts.append(f"pause {duration(migration.pause)}")
+    elif migration.HasField("expected_pause"):
+        parts.append(f"expected pause {duration(migration.expected_pause)}")
+    if migration.pages_missing:
+        parts.append(f"{migration.pages_missing} pages to come")
+    return ", ".join(parts)
+
+
+def summary(migration: Migration) -> str:
+    """How it ended, or how it stands: what `phaul migrate` says last."""
+    outcome = outcome_of(migration)
+    if outcome is Outcome.MOVED:
+        at = f" as pid {migration.destination_pid}" if migration.destination_pid else ""
+        headline = f"moved {subject(migration)} to {destination(migration)}{at}"
+    elif outcome is None:
+        headline = f"moving {subject(migration)} to {destination(migration)}: {progress_line(migration)}"
+    else:
+        headline = _ENDINGS[outcome].format(what=subject(migration), where=destination(migration))
+    return "\n".join([headline, *_facts(_measured(migration))])
+
+
+def _facts(facts: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"  {name:<9} {text}" for name, text in facts if text]
+
+
+def _measured(migration: Migration) -> list[tuple[str, str]]:
+    pause = duration(migration.pause) if migration.HasField("pause") else ""
+    if migration.HasField("expected_pause"):
+        expected = duration(migration.expected_pause)
+        pause = f"{pause} (expected {expected})" if pause else f"expected {expected}"
+    rounds = f", {format_bytes(migration.bytes_sent)} in {len(migration.rounds)} round(s)" if migration.rounds else ""
+    return [
+        ("pause", pause),
+        ("total", f"{duration(migration.total)}{rounds}" if migration.HasField("total") else ""),
+        ("mode", _with_reason(mode_word(migration.mode), migration.mode_reason)),
+        (
+            "restore",
+            _with_reason(enum_word(_RESTORE_MODES, migration.restore_mode) or "-", migration.restore_mode_reason),
+        ),
+        ("id", migration.migration_id),
+    ]
+
+
+def _with_reason(word: str, reason: str) -> str:
+    if word == "-":
+        return ""
+    return f"{word}: {reason}" if reason else word
+
+
+def migration_details(migration: Migration) -> str:
+    """`phaul status ID`: everything that is known, without the error, which is told as errors are."""
+    parts = [
+        summary(migration),
+        *_facts(
+            [
+                ("status", migration.status_text),
+                ("from", f"{migration.source.node_name} pid {migration.pid}"),
+                ("to", migration.destination_address),
+                ("started", local_time(migration.created_at)),
+                ("ended", local_time(migration.finished_at) if migration.finished_at.seconds else ""),
+                (
+                    "resolved",
+                    f"by an operator: {enum_word(_RESOLUTIONS, migration.resolution)}" * bool(migration.resolution),
+                ),
+            ]
+        ),
+    ]
+    if migration.rounds:
+        parts += ["", rounds_table(migration.rounds), migration.rounds_reason]
+    if migration.timeline:
+        parts += ["", "the freeze, step by step:", timeline_table(migration.timeline)]
+    if migration.problems:
+        parts += ["", problem_lines(migration.problems)]
+    return "\n".join(parts).rstrip()
+
+
+def rounds_table(rounds: Iterable[types_pb2.RoundStats]) -> str:
+    """What each round did."""
+    rows = [
+        (
+            f"{each.index}{' final' if each.final else ''}",
+            str(each.pages_written),
+            format_bytes(each.bytes_sent),
+            duration(each.duration),
+            duration(each.frozen),
+            format_rate(each.bandwidth_bytes_per_second) if each.bandwidth_bytes_per_second else "-",
+            format_rate(each.dirty_rate_bytes_per_second) if each.dirty_rate_bytes_per_second else "-",
+            duration(each.expected_pause) if each.HasField("expected_pause") else "-",
+        )
+        for each in rounds
+    ]
+    return table(("ROUND", "PAGES", "SENT", "TOOK", "FROZEN", "RATE", "DIRTIED", "EXPECTED PAUSE"), rows)
+
+
+def timeline_table(steps: Iterable[types_pb2.TimelineStep]) -> str:
+    """The parts of the freeze."""
+    rows = [
+        (
+            each.name,
+            each.node_name,
+            duration(each.start),
+            duration(each.end) if each.HasField("end") else "-",
+            format_seconds((each.end.ToNanoseconds() - each.start.ToNanoseconds()) / 1e9)
+            if each.HasField("end")
+            else "-",
+        )
+        for each in steps
+    ]
+    return table(("STEP", "NODE", "FROM", "TO", "TOOK"), rows)
+
+
+# Nodes
+
+
+def problem_lines(problems: Iterable[types_pb2.Problem]) -> str:
+    """One problem a line, its remedy below."""
+    lines = []
+    for each in problems:
+        about = f"{each.subject}: " if each.subject and each.subject not in each.message else ""
+        at = f" [{each.node_name}]" if each.node_name else ""
+        lines.append(f"{_SEVERITY_MARKS.get(each.severity, '?'):<7} {each.code}{at}: {about}{each.message}")
+        if each.remedy:
+            lines.append(f"          remedy: {each.remedy}")
+    return "\n".join(lines)
+
+
+def preflight(answer: node_pb2.PreflightResponse, target: str, address: str) -> str:
+    """`phaul preflight`."""
+    where = answer.destination.node_name or address
+    headline = f"{target} can move to {where}" if answer.ok else f"{target} cannot move to {where}"
+    processes = len(answer.tree.processes)
+    facts = [
+        ("tree", f"{processes} process{'es' if processes > 1 else ''}, {format_bytes(answer.tree.memory_bytes)}"),
+        ("mode", _with_reason(mode_word(answer.mode), answer.mode_reason)),
+        ("restore", enum_word(_RESTORE_MODES, answer.restore_mode) or ""),
+        ("pause", f"about {duration(answer.expected_pause)}" if answer.HasField("expected_pause") else ""),
+        ("looked", duration(answer.duration) if answer.HasField("duration") else ""),
+    ]
+    lines = [headline, *_facts(facts if processes else facts[1:])]
+    return "\n".join([*lines, problem_lines(answer.problems)] if answer.problems else lines)
+
+
+def checks(found: Iterable[node_pb2.Check]) -> str:
+    """`phaul doctor`: one check a line, the remedy of a failed one below."""
+    lines = []
+    for each in found:
+        mark = "ok" if each.ok else _SEVERITY_MARKS.get(each.severity, "?")
+        lines.append(f"{mark:<7}  {each.code:<22} {each.message}")
+        if each.remedy and not each.ok:
+            lines.append(f"{'':<32} remedy: {each.remedy}")
+    return "\n".join(lines)
+
+
+def node_info(node: types_pb2.NodeInfo) -> str:
+    """`phaul info`."""
+    criu, room = node.criu, node.capacity
+    abilities = [
+        name
+        for name, able in (
+            ("memory tracking", criu.mem_track),
+            ("lazy pages", criu.lazy_pages),
+            ("pidfd", criu.pidfd_store),
+        )
+        if able
+    ]
+    facts = [
+        ("phauld", node.version + (" (without TLS)" if node.insecure else "")),
+        ("node id", node.node_id),
+        ("kernel", f"Linux {node.kernel_release} on {node.architecture}, glibc {node.glibc_version or 'unknown'}"),
+        ("criu", f"{criu.version_text} ({criu.path})" if criu.version else "none: run phaul doctor"),
+        ("can", ", ".join(abilities) if criu.version else ""),
+        ("memory", f"{format_bytes(room.memory_available_bytes)} available"),
+        ("images", f"{format_bytes(room.images_free_bytes)} free"),
+        ("outgoing", f"{room.outgoing} of {room.outgoing_limit}"),
+        ("incoming", f"{room.incoming} of {room.incoming_limit}"),
+        ("features", ", ".join(node.api_features)),
+    ]
+    return "\n".join([node.node_name, *_facts(facts)])
