@@ -2,9 +2,9 @@
 
 Rule 1: this file owns every transition of a migration's source; the shell feeds events in, runs the actions in their
 order and decides nothing. It takes one event at a time: the next one waits until the actions are done. An action that
-ends in an event of its own may go on beside; a step that does something ends it first (cancelled and awaited: no SIGSTOP
-after the SIGCONT), and its late event is dropped. Rule 2: this file knows nothing of the destination but its answers
-(`phauld/session.py` is the other half).
+ends in an event of its own may go on beside; a step that does something ends it first (cancelled and awaited: no
+SIGSTOP after the SIGCONT), and its late event is dropped. Rule 2: this file knows nothing of the destination but its
+answers (`phauld/session.py` is the other half).
 
 The invariant, kept by both halves together: never two runnable copies, and in the end exactly one.
 

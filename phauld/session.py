@@ -107,11 +107,12 @@ class Do(StrEnum):
     START_PAGE_SERVER = "START_PAGE_SERVER"
     #: Start criu's restore. Ends in TREE_HELD or TREE_LOST.
     START_RESTORE = "START_RESTORE"
-    #: Answer `post-restore` with success. Ends in TREE_RUNS when criu says that the restore is complete (`post-resume`,
-    #: or its answer to the request), else, when criu is gone, in what LOOK_AT_TREE finds.
+    #: Answer `post-restore` with success, wait for criu to end, then as LOOK_AT_TREE. Ends in what that finds.
     RELEASE_TREE = "RELEASE_TREE"
-    #: Wait for criu to end, kill it past a deadline, and only then look: TREE_RUNS if criu, or whoever held its
-    #: connection, is on record with the restore's success, or no task is left in criu's restorer; else TREE_NEVER_RAN.
+    #: Wait for criu to end, kill it past a deadline, and only then look at the tasks, whatever criu's status was: it is
+    #: 1 beside a running tree when phauld died meanwhile. A task that was never let go waits in a futex of criu's
+    #: restorer, an anonymous executable mapping. TREE_RUNS if no task does, or the root has ended by itself; else
+    #: TREE_NEVER_RAN.
     LOOK_AT_TREE = "LOOK_AT_TREE"
     #: Kill criu, then every task of the tree by pid and start time, and wait until none is left.
     KILL_TREE = "KILL_TREE"
