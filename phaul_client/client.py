@@ -4,10 +4,11 @@ The seed's `Client`, with the decision of its loop in a policy. It knows no daem
 may be the caller's own.
 """
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,11 +79,8 @@ class Client:
             verdict = policy.decide(history, self._limits)
             self._on_round(RoundEnded(stats, verdict))
         logger.info("last round after=%d verdict=%s", len(history), type(verdict).__name__)
-        await self._remote.start_iter()
-        try:
+        async with self._iteration():
             await self._local.dump_copy_restore(self._criu, self._config, self._chain.last)
-        finally:
-            await self._remote.stop_iter()
         return history
 
     async def _default_policy(self) -> Policy:
@@ -91,17 +89,26 @@ class Client:
         logger.info("this kernel does not track written memory: no round before the last dump")
         return StopCopyPolicy()
 
+    @contextlib.asynccontextmanager
+    async def _iteration(self) -> AsyncIterator[None]:
+        """One round on the destination; always ended there, and its own error is never hidden by that."""
+        await self._remote.start_iter()
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await self._remote.stop_iter()
+            raise
+        await self._remote.stop_iter()
+
     async def _round(self, throttle_percent: int) -> IterStats:
         parent = self._chain.last
         directory = self._chain.open_next()
         if self._throttle is not None:
             await self._throttle(throttle_percent)
-        await self._remote.start_iter()
         started_at_seconds = time.monotonic()
-        try:
+        async with self._iteration():
             stats = await self._pre_dump(directory, parent)
-        finally:
-            await self._remote.stop_iter()
         duration_seconds = time.monotonic() - started_at_seconds
         return _iter_stats(stats, started_at_seconds, duration_seconds, throttle_percent)
 
