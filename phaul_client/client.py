@@ -4,25 +4,32 @@ The seed's `Client`, with the decision of its loop in a policy. It knows no daem
 may be the caller's own.
 """
 
+import asyncio
 import contextlib
 import logging
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from phaul_client.config import Config
-from phaul_client.images import ImageChain, relative_parent
+from phaul_client.images import ImageChain, open_directory, relative_parent
 from phaul_client.local import Local
 from phaul_client.policy import DowntimePolicy, Iterate, IterStats, Limits, Policy, StopCopyPolicy, Verdict
 from phaul_client.remote import Remote
 from phaul_client.rounds import PAGE_SIZE_BYTES
 from phaul_criu.criu import Criu
+from phaul_criu.install import find_binary
 from phaul_criu.requests import DumpOptions, PreDumpMode
 from phaul_criu.stats import DumpStats
 
 logger = logging.getLogger(__name__)
+
+#: A destination that does not answer will see for itself that a round has failed.
+FAILED_ROUND_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,7 @@ class RoundEnded:
 class Client:
     """Moves one tree, once.
 
+    `criu` is, if not given, the one that is found here (which raises `CriuMissing` if there is none).
     `policy` decides after every round; by default the downtime policy where the kernel can track memory, and no round
     at all where it cannot. `on_round` is called after every round. `throttle` is called before a round with the share
     of time, in percent, for which the tree shall be held back from then on.
@@ -47,7 +55,7 @@ class Client:
         remote: Remote,
         config: Config,
         *,
-        criu: Criu,
+        criu: Criu | None = None,
         policy: Policy | None = None,
         limits: Limits | None = None,
         pre_dump_mode: PreDumpMode = PreDumpMode.SPLICE,
@@ -57,7 +65,7 @@ class Client:
         self._local = local
         self._remote = remote
         self._config = config
-        self._criu = criu
+        self._criu = criu or Criu(find_binary())
         self._policy = policy
         self._limits = limits or Limits()
         self._pre_dump_mode = pre_dump_mode
@@ -68,7 +76,8 @@ class Client:
     async def migrate(self) -> tuple[IterStats, ...]:
         """Move the tree; the statistics of the rounds before its last dump.
 
-        Raises what `local`, `remote` and criu raise. Then the tree runs here, unless the error is `OutcomeUnknown`.
+        Raises what `local`, `remote` and criu raise. Then the tree runs here, unless the error is `OutcomeUnknown`, and
+        the page stream is shut down.
         """
         policy = self._policy or await self._default_policy()
         history: tuple[IterStats, ...] = ()
@@ -79,8 +88,7 @@ class Client:
             verdict = policy.decide(history, self._limits)
             self._on_round(RoundEnded(stats, verdict))
         logger.info("last round after=%d verdict=%s", len(history), type(verdict).__name__)
-        async with self._iteration():
-            await self._local.dump_copy_restore(self._criu, self._config, self._chain.last)
+        await self._last_round()
         return history
 
     async def _default_policy(self) -> Policy:
@@ -89,6 +97,17 @@ class Client:
         logger.info("this kernel does not track written memory: no round before the last dump")
         return StopCopyPolicy()
 
+    async def _last_round(self) -> None:
+        moved = False
+        try:
+            async with self._iteration():
+                await self._local.dump_copy_restore(self._criu, self._config, self._chain.last)
+                moved = True
+        except Exception as exc:
+            if not moved:
+                raise
+            logger.warning("the tree has moved, but the destination did not end its last round: %s", exc)
+
     @contextlib.asynccontextmanager
     async def _iteration(self) -> AsyncIterator[None]:
         """One round on the destination; always ended there, and its own error is never hidden by that."""
@@ -96,10 +115,17 @@ class Client:
         try:
             yield
         except BaseException:
+            self._cut_page_stream()
             with contextlib.suppress(Exception):
-                await self._remote.stop_iter()
+                async with asyncio.timeout(FAILED_ROUND_SECONDS):
+                    await self._remote.stop_iter()
             raise
         await self._remote.stop_iter()
+
+    def _cut_page_stream(self) -> None:
+        """A page server that got no page, or not every one, would wait for ever."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._config.memfd)) as stream:
+            stream.shutdown(socket.SHUT_RDWR)
 
     async def _round(self, throttle_percent: int) -> IterStats:
         parent = self._chain.last
@@ -113,8 +139,7 @@ class Client:
         return _iter_stats(stats, started_at_seconds, duration_seconds, throttle_percent)
 
     async def _pre_dump(self, directory: Path, parent: Path | None) -> DumpStats:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
+        with open_directory(directory) as descriptor:
             options = DumpOptions(
                 images_dir_fd=descriptor,
                 pid=self._config.pid,
@@ -125,8 +150,6 @@ class Client:
                 log_file="pre-dump.log",
             )
             return await self._criu.pre_dump(options)
-        finally:
-            os.close(descriptor)
 
 
 def _iter_stats(

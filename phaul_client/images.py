@@ -1,6 +1,8 @@
 """The chain of image directories of one migration: 0, 1, 2, … each the parent of the next."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -27,3 +29,13 @@ class ImageChain:
 def relative_parent(directory: Path, parent: Path | None) -> str | None:
     """The parent's path as criu wants it: relative to the directory that names it, so that a chain can be moved."""
     return os.path.relpath(parent, directory) if parent else None
+
+
+@contextlib.contextmanager
+def open_directory(path: Path) -> Iterator[int]:
+    """A descriptor of a directory, for criu."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -9,16 +9,20 @@ from pathlib import Path
 from phaul_client.config import Config
 from phaul_client.images import ImageChain, relative_parent
 from phaul_criu.criu import Criu
+from phaul_criu.install import find_binary
 from phaul_criu.page_server import PageServer
 from phaul_criu.requests import PageServerOptions
 
 
 class Server:
-    """Receives the rounds of one migration from `config.memfd` into `config.wdir`. Close it at the end."""
+    """Receives the rounds of one migration from `config.memfd` into `config.wdir`. Close it at the end.
 
-    def __init__(self, config: Config, criu: Criu) -> None:
+    `criu` is, if not given, the one that is found here (which raises `CriuMissing` if there is none).
+    """
+
+    def __init__(self, config: Config, criu: Criu | None = None) -> None:
         self._config = config
-        self._criu = criu
+        self._criu = criu or Criu(find_binary())
         self._chain = ImageChain(config.wdir)
         self._page_server: PageServer | None = None
         self._directory_fd = -1  # of the running round; criu opens and phaul reads through it
