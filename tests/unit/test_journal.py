@@ -20,9 +20,8 @@ from typing import Final
 
 import pytest
 
-from phaul_client import local
 from phaul_client.commit import Phase
-from phauld import incoming, session
+from phauld import session
 from phauld.errors import MigrationNotFound, PhaulError
 from phauld.journal import APPLICATION_ID, INLINE_SECONDS, MIGRATIONS, Journal
 
@@ -45,9 +44,8 @@ async def journal(path: Path) -> AsyncIterator[Journal]:
 
 async def test_an_outgoing_migration_from_its_first_phase_to_its_report(journal: Journal) -> None:
     record = journal.outgoing("m1")
-    as_the_library_wants_it: local.Journal = record
     record.note(pid=42, options={"mode": "auto", "old": 1})
-    await as_the_library_wants_it.record(Phase.OPENING)
+    await record.record(Phase.OPENING)
     record.note(options={"mode": "pre-copy"})
     record.note(path="/\udc80")
     await record.record(Phase.COMMITTED, tasks=[[42, 1000]])
@@ -62,9 +60,8 @@ async def test_an_outgoing_migration_from_its_first_phase_to_its_report(journal:
 
 async def test_an_incoming_session_from_its_first_phase_to_its_end(journal: Journal) -> None:
     record = journal.incoming("m1", "node-a")
-    as_the_session_wants_it: incoming.Journal = record
     record.note(request="AAEC")
-    await as_the_session_wants_it.record(session.Phase.OPEN)
+    await record.record(session.Phase.OPEN)
     record.note_failure({"reason": "LEASE_EXPIRED"})
     await record.record(session.Phase.ABORTED)
     await journal.incoming("m1", "node-b").record(session.Phase.ABORTED)
