@@ -45,14 +45,16 @@ class Remote(Protocol):
 class GrpcRemote:
     """One session on another phauld. `async with` it; it neither commits nor aborts by itself."""
 
-    def __init__(self, address: str, channel: grpc.aio.Channel, migration_id: str) -> None:
+    def __init__(
+        self, address: str, channel: grpc.aio.Channel, migration_id: str, *, destination_node_id: str = ""
+    ) -> None:
         self.address = address
         self.migration_id = migration_id
         self._stub: remote_pb2_grpc.RemoteAsyncStub = remote_pb2_grpc.RemoteStub(channel)
         self._socket: socket.socket | None = None
         self._index = 0
         self._receiving = False
-        self._destination_node_id = ""
+        self._destination_node_id = destination_node_id
         self._lease: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:

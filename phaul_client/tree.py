@@ -7,28 +7,53 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 KILL_TIMEOUT_SECONDS: Final = 10.0
 _STOPPED: Final = ("T", "X", "Z")
+_START_TIME: Final = 19  # in /proc/PID/stat, counted behind the name in parentheses
 
 
 class Tree:
     """A tree as it stands while nothing in it can fork. Use it as a context manager: it holds descriptors."""
 
-    def __init__(self, root: int) -> None:
-        """Find every process below `root`. Raises `ProcessLookupError` if it is gone."""
+    def __init__(self, pids: Iterable[int]) -> None:
+        """Take hold of these processes. Raises `ProcessLookupError` if one is gone."""
         self._pidfds: dict[int, int] = {}
         self._stopped_by_us: set[int] = set()
         try:
-            for pid in descendants(root):
+            for pid in pids:
                 self._pidfds[pid] = os.pidfd_open(pid)
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def below(cls, root: int) -> Self:
+        """The whole tree as it stands. Raises `ProcessLookupError` if the root is gone."""
+        return cls(descendants(root))
+
+    @classmethod
+    def again(cls, identities: Iterable[Mapping[str, Any]]) -> Self:
+        """What is left of a tree whose `identities` were written down, perhaps before a reboot."""
+        tree = cls(())
+        for each in identities:
+            with contextlib.suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(each["pid"])
+                if is_alive(each):  # looked at after the pidfd was made, so that the PID is no stranger's
+                    tree._pidfds[each["pid"]] = descriptor
+                    if each["stopped_by_us"]:
+                        tree._stopped_by_us.add(each["pid"])
+                else:
+                    os.close(descriptor)
+        return tree
+
+    def identities(self) -> list[dict[str, object]]:
+        """What `again` needs."""
+        return [{**identity(pid), "stopped_by_us": pid in self._stopped_by_us} for pid in self._pidfds]
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -86,6 +111,24 @@ async def wait_until_gone(pid: int) -> None:
         await _ended(descriptor)
     finally:
         os.close(descriptor)
+
+
+def identity(pid: int) -> dict[str, object]:
+    """What names a process beyond doubt, also after its PID was used again and after a reboot.
+
+    Raises `FileNotFoundError` or `ProcessLookupError` if there is no such process.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return {"pid": pid, "start_ticks": int(fields[_START_TIME]), "boot_id": boot_id}
+
+
+def is_alive(known: Mapping[str, Any]) -> bool:
+    """Whether the very process that `identity` named still runs (or waits for its parent to reap it)."""
+    try:
+        return all(known[key] == value for key, value in identity(known["pid"]).items())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def stopped_pids(root: int) -> frozenset[int]:

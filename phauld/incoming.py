@@ -13,10 +13,11 @@ import socket
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Final, Protocol, assert_never
+from typing import Any, Final, assert_never
 
 from phaul_client.config import Config
 from phaul_client.errors import ImageCorrupt, PhaseError
+from phaul_client.tree import identity, is_alive, wait_until_gone
 from phaul_criu.child import finish
 from phaul_criu.criu import Criu
 from phaul_criu.errors import CriuError
@@ -26,6 +27,7 @@ from phaul_criu.swrk import Notification, Swrk
 from phauld import session
 from phauld.dataport import DataPort, Expected
 from phauld.images import ImageWriter
+from phauld.journal import IncomingEntry, IncomingRecord
 from phauld.receiver import Server
 from phauld.session import Do, Event, Phase, Record
 from phauld.workloads import RestoreSlot, Workloads, WorkloadSpec
@@ -34,13 +36,6 @@ logger = logging.getLogger(__name__)
 
 STREAM_SECONDS: Final = 10.0
 RELEASE_SECONDS: Final = 60.0
-
-
-class Journal(Protocol):
-    """Where a phase is written down before it is acted on."""
-
-    async def record(self, phase: Phase) -> None:
-        """On return the phase survives a crash. Raises `OSError`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +49,30 @@ class Incoming:
     carried: tuple[Path, ...]
     lease_seconds: float
 
+    @classmethod
+    def unknown(cls, migration_id: str, source_node_id: str = "") -> "Incoming":
+        """What is left to say of a session whose opening was never seen, or is long past."""
+        return cls(
+            migration_id=migration_id,
+            source_node_id=source_node_id,
+            spec=WorkloadSpec(name=f"moved-{migration_id[:8]}", argv=()),
+            restore=RestoreOptions(images_dir_fd=-1),
+            carried=(),
+            lease_seconds=0,
+        )
+
+    @classmethod
+    def from_journal(cls, entry: IncomingEntry) -> "Incoming":
+        """What the journal says of a session of an earlier phauld."""
+        known = cls.unknown(entry.migration_id, entry.source_node_id)
+        if "record" not in entry.detail:
+            return known
+        return dataclasses.replace(
+            known,
+            spec=dataclasses.replace(known.spec, name=entry.detail["workload"]),
+            carried=tuple(Path(path) for path in entry.detail["carried"]),
+        )
+
 
 class Session:
     """One session from its opening to RUNNING or ABORTED."""
@@ -66,7 +85,8 @@ class Session:
         criu: Criu,
         workloads: Workloads,
         data_port: DataPort,
-        journal: Journal,
+        journal: IncomingRecord,
+        phase: Phase = Phase.ABSENT,
     ) -> None:
         self.incoming = incoming
         self._directory = directory
@@ -74,7 +94,7 @@ class Session:
         self._workloads = workloads
         self._data_port = data_port
         self._journal = journal
-        self._phase = Phase.ABSENT
+        self._phase = phase
         self._lock = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._expected: Expected | None = None
@@ -82,6 +102,7 @@ class Session:
         self._server: Server | None = None
         self._slot: RestoreSlot | None = None
         self._lazy: LazyPages | None = None
+        self._lazy_left: dict[str, Any] | None = None  # the lazy-pages child of an earlier phauld
         self._restoring: asyncio.Task[None] | None = None
         self._released: asyncio.Future[None] | None = None
         self._lease: asyncio.TimerHandle | None = None
@@ -105,10 +126,28 @@ class Session:
         assert self._expected is not None
         return self._expected.token
 
+    def remember(self, entry: IncomingEntry) -> None:
+        """This session is an earlier phauld's: know again what it left."""
+        if "record" in entry.detail and entry.phase is not Phase.RUNNING:
+            self._slot = self._workloads.found_slot(Path(entry.detail["record"]))
+        self.pid = entry.detail.get("pid", 0)
+        self._lazy_left = entry.detail.get("lazy")
+        self.created_at, self.phase_since = entry.created_at, entry.updated_at
+
+    async def recover(self) -> None:
+        """Do what the table says after a restart; answers that wait on it are given then."""
+        await self.fire(Event.RESTARTED)
+        if self._phase is Phase.RUNNING:
+            self._start(self._settle())
+        elif self._phase is Phase.ABORTED:
+            await self._journal.cleaned()
+
     # Calls of the source
 
     async def open(self) -> None:
         """Make room, expect the page stream, have a criu ready. Raises `OSError`, `WorkloadExists`, `CriuError`."""
+        if self._phase in session.FINAL:
+            raise PhaseError(self._phase, "OPEN_SESSION")
         if self._phase is not Phase.ABSENT:
             if self._expected is not None and self._page_socket is None:
                 self._expected.close()
@@ -118,6 +157,11 @@ class Session:
         try:
             self._expected = self._data_port.expect()
             self._slot = await self._workloads.restore_under_shim(self.incoming.spec, self._criu.binary)
+            self._journal.note(
+                record=str(self._slot.directory),
+                workload=self.incoming.spec.name,
+                carried=[str(path) for path in self.incoming.carried],
+            )
             await self.fire(Event.OPEN_SESSION)
         except BaseException:
             await finish(self._clean_up())
@@ -245,6 +289,8 @@ class Session:
     async def _wait_for_change(self, phase: Phase) -> None:
         async with self._changed:
             await self._changed.wait_for(lambda: self._phase is not phase)
+        async with self._lock:  # the acts of the step are done, too
+            pass
 
     async def _perform(self, act: Do) -> None:
         match act:
@@ -255,13 +301,15 @@ class Session:
                 self._restoring = asyncio.create_task(self._restore_tree(), name="restore")
             case Do.RELEASE_TREE:
                 assert self._released is not None
+                assert self._slot is not None
+                self._slot.release()
                 self._released.set_result(None)
             case Do.KILL_TREE:
                 await finish(self._kill_tree())
             case Do.CLEAN_UP:
                 await finish(self._clean_up())
             case Do.LOOK_AT_TREE:
-                raise NotImplementedError(act)
+                self._start(self._look_at_tree())
             case Do.ANSWER | Do.ANSWER_WAITING:
                 pass  # the calls answer when they see the phase
             case _:
@@ -288,6 +336,7 @@ class Session:
             if options.lazy_pages:
                 lazy = LazyPagesOptions(images_dir_fd=images)
                 self._lazy = await LazyPages.start(self._criu.binary, lazy)
+                self._journal.note(lazy=identity(self._lazy.pid))
             self.pid = await self._criu.restore(
                 options, on_notify=self._notified, swrk=Swrk.attach(self._slot.take_swrk())
             )
@@ -303,8 +352,15 @@ class Session:
         if notification.name == "post-restore":
             assert self._released is not None
             self.pid = notification.pid or 0
+            self._journal.note(pid=self.pid)
             self._post(Event.TREE_HELD)
             await self._released
+
+    async def _look_at_tree(self) -> None:
+        """The shim decides: it outlived phauld, and it looks at the tree once criu is gone."""
+        assert self._slot is not None
+        self.pid = await self._slot.outcome() or self.pid
+        self._post(Event.TREE_RUNS if self._slot.ran else Event.TREE_NEVER_RAN)
 
     async def _kill_tree(self) -> None:
         if self._restoring is not None:
@@ -322,6 +378,8 @@ class Session:
         if self._slot is not None:
             self._slot.keep(self.incoming.spec.name)
             self._slot = None
+        if self._lazy_left is not None and is_alive(self._lazy_left):
+            await wait_until_gone(self._lazy_left["pid"])
         if self._lazy is not None:
             lazy, self._lazy = self._lazy, None
             try:
@@ -330,6 +388,7 @@ class Session:
                 self.failure = exc
                 logger.error("lazy pages failed migration_id=%s error=%s", self.incoming.migration_id, exc)
         await self._clean_up()
+        await self._journal.cleaned()
 
     async def _clean_up(self) -> None:
         if self._expected is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import uuid
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import grpc
+from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, types_pb2
 from phaul_client import commit
 from phaul_client.commit import Event
-from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError, TooManyMigrations
+from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError, TooManyMigrations, WorkloadNotFound
 from phauld import convert
 from phauld.config import DEFAULT_PORT
+from phauld.journal import Journal, OutgoingEntry
 from phauld.node import Node
 from phauld.outgoing import Outgoing, Target
 from phauld.workloads import Workloads
@@ -28,14 +31,16 @@ _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 DEFAULT_WATCH_SECONDS: Final = 0.5
 MIN_WATCH_SECONDS: Final = 0.05
 DEFAULT_PAGE: Final = 100
+HISTORY: Final = 1000  #: migrations of earlier phaulds that are still told about
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
     """The outgoing migrations of this node."""
 
-    def __init__(self, node: Node, images_dir: Path, workloads: Workloads, max_outgoing: int) -> None:
+    def __init__(self, node: Node, images_dir: Path, workloads: Workloads, journal: Journal, max_outgoing: int) -> None:
         self._node = node
+        self._journal = journal
         self._images_dir = images_dir
         self._workloads = workloads
         self._max_outgoing = max_outgoing
@@ -45,6 +50,15 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
     def active(self) -> int:
         """Migrations that are not over."""
         return sum(not each.is_over for each in self._migrations.values())
+
+    async def recover(self) -> None:
+        """Take up what an earlier phauld left unfinished, and remember how the others ended."""
+        for entry in reversed(await self._journal.list_outgoing(limit=HISTORY)):
+            outgoing = self._from_journal(entry)
+            self._migrations[entry.migration_id] = outgoing
+            if entry.phase not in commit.FINAL:
+                logger.warning("recovering migration_id=%s phase=%s", entry.migration_id, entry.phase)
+                outgoing.resume(entry)
 
     async def close(self) -> None:
         """phauld stops: see `Outgoing.stop`."""
@@ -153,18 +167,34 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
             duration=record.total,
         )
 
+    def _from_journal(self, entry: OutgoingEntry) -> Outgoing:
+        detail = entry.detail
+        workload = None
+        with contextlib.suppress(WorkloadNotFound):
+            workload = self._workloads.get(detail["workload"])
+        target = Target(pid=detail["pid"], process_name=detail["process_name"], workload=workload)
+        options = json_format.ParseDict(dict(detail["options"]), types_pb2.Options(), ignore_unknown_fields=True)
+        outgoing = self._make(entry.migration_id, target, detail["destination"], options)
+        if entry.report is not None:
+            json_format.ParseDict(dict(entry.report), outgoing.record, ignore_unknown_fields=True)
+        return outgoing
+
     def _new(
         self, migration_id: str, request: migrations_pb2.StartMigrationRequest | node_pb2.PreflightRequest
     ) -> Outgoing:
+        target = find_target(request, self._workloads)
+        return self._make(migration_id, target, with_port(request.destination), request.options)
+
+    def _make(self, migration_id: str, target: Target, destination: str, options: types_pb2.Options) -> Outgoing:
         return Outgoing(
             migration_id,
-            find_target(request, self._workloads),
-            with_port(request.destination),
-            request.options,
+            target,
+            destination,
+            options,
             node=self._node,
             workloads=self._workloads,
             directory=self._images_dir / f"out-{migration_id}",
-            journal=_Forgetful(),
+            journal=self._journal.outgoing(migration_id),
         )
 
     def _get(self, migration_id: str) -> Outgoing:
@@ -206,10 +236,3 @@ def find_target(
     except OSError:
         raise PhaulError(f"there is no process {pid}", reason="PID_NOT_FOUND", remedy="ps shows what runs") from None
     return Target(pid=pid, process_name=name, workload=workload)
-
-
-class _Forgetful:
-    """A journal until there is one."""
-
-    async def record(self, phase: commit.Phase) -> None:
-        logger.debug("journal phase=%s", phase)

@@ -12,7 +12,7 @@ from phaul_client.commit import Event
 from phaul_client.errors import InvalidRequest
 from phaul_client.modes import Mode, RestoreMode
 from phaul_client.policy import Limits
-from phaul_criu.requests import DumpOptions, NetworkLock, RestoreOptions
+from phaul_criu.requests import DumpOptions, RestoreOptions
 from phauld.convert import seconds_of
 
 DEFAULT_DOWNTIME_SECONDS: Final = 0.3
@@ -117,7 +117,6 @@ def dump_options(options: Options, pid: int) -> DumpOptions:
         file_locks=options.file_locks,
         link_remap=True,
         ghost_limit_bytes=options.ghost_limit_bytes,
-        network_lock=_network_lock(options),
     )
 
 
@@ -131,14 +130,8 @@ def restore_options(options: Options) -> RestoreOptions:
         ext_unix_sk=options.ext_unix_sk,
         file_locks=options.file_locks,
         link_remap=True,
-        network_lock=_network_lock(options),
         lazy_pages=options.restore_mode is RestoreMode.LAZY,
     )
-
-
-def _network_lock(options: Options) -> NetworkLock:
-    """Only connections that are kept need their packets held back."""
-    return NetworkLock.NFTABLES if options.tcp == types_pb2.TCP_POLICY_KEEP else NetworkLock.SKIP
 
 
 def _positive(name: str, message: duration_pb2.Duration, default: float) -> float:

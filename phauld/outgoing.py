@@ -11,26 +11,32 @@ import contextlib
 import logging
 import shutil
 import time
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
+from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, remote_pb2, types_pb2
 from phaul_client import commit
 from phaul_client.client import Client, RoundEnded
 from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
-from phaul_client.errors import MigrationCancelled, OutcomeUnknown, PeerError, PhaulError, PreflightRefused
-from phaul_client.local import CriuLocal, Journal, Settings
+from phaul_client.coordinator import Coordinator, Doubt, Recovery
+from phaul_client.errors import MigrationCancelled, OutcomeUnknown, PhaulError, PreflightRefused, RolledBack
+from phaul_client.local import CriuLocal, Settings
 from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, Wish, choose
 from phaul_client.policy import DowntimePolicy, Forecast, Policy, StopCopyPolicy
 from phaul_client.remote import GrpcRemote
 from phaul_client.rounds import PAGE_SIZE_BYTES
 from phaul_client.status import reason_of
+from phaul_client.tree import Tree, descendants, identity, is_alive, wait_until_gone
+from phaul_criu.child import finish
 from phaul_criu.stats import DumpStats
 from phauld import convert
+from phauld.journal import OutgoingEntry, OutgoingRecord
 from phauld.node import Node, bytes_acked, may_exceed_pipe_size, pipe_max_size_bytes, resident_bytes
 from phauld.options import MODE_VALUES, RESTORE_MODE_VALUES, Options, dump_options, limits, parse_options
 from phauld.workloads import Workload, Workloads
@@ -38,6 +44,7 @@ from phauld.workloads import Workload, Workloads
 logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS: Final = 0.2
+UNWIND_SECONDS: Final = 10.0
 RATE_SAMPLES: Final = 5
 
 
@@ -63,20 +70,21 @@ class Outgoing:
         node: Node,
         workloads: Workloads,
         directory: Path,
-        journal: Journal,
+        journal: OutgoingRecord,
     ) -> None:
         self._target = target
         self._options = parse_options(options)
         self._node = node
         self._workloads = workloads
         self._directory = directory
-        self._journal = journal
         self._changed = asyncio.Condition()
-        self._local: CriuLocal | None = None
+        self._coordinator: Coordinator | None = None
         self._task: asyncio.Task[None] | None = None
         self._started = time.monotonic()
         self._samples: list[tuple[float, int]] = []
         self._cancelled = False
+        self._has_opened = False  # from then on it is rolled back, not refused
+        self._journal = journal
         self.record = migrations_pb2.Migration(
             migration_id=migration_id,
             phase=types_pb2.MIGRATION_PHASE_PREFLIGHT,
@@ -99,7 +107,12 @@ class Outgoing:
         return self.record.HasField("finished_at")
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name=f"migration-{self.migration_id}")
+        """Move the process."""
+        self._task = asyncio.create_task(self._run(self._migrate()), name=f"migration-{self.migration_id}")
+
+    def resume(self, entry: OutgoingEntry) -> None:
+        """Bring to its end what an earlier phauld left in the journal."""
+        self._task = asyncio.create_task(self._run(self._recover(entry)), name=f"recovery-{self.migration_id}")
 
     async def check(self) -> None:
         """Only the preflight; the record then has what it found. Raises `PeerError`."""
@@ -128,15 +141,18 @@ class Outgoing:
         """Stop and let the process run on here; `False` when it is too late."""
         if self.is_over or self._task is None:
             return False
+        local = self._coordinator
+        if isinstance(local, CriuLocal) and local.is_dumping:
+            return local.cancel()
+        if local is not None and local.phase not in commit.CANCELLABLE:
+            return False
         self._cancelled = True
-        if self._local is not None and self._local.phase is not Phase.ITERATING:
-            return self._local.cancel()
         self._task.cancel()
         return True
 
     def resolve(self, event: Event) -> bool:
         """An operator's answer to a doubt; `False` when there is none."""
-        return self._local is not None and self._local.resolve(event)
+        return self._coordinator is not None and self._coordinator.resolve(event)
 
     async def stop(self) -> None:
         """phauld stops: cancel what can be cancelled; what is in doubt stays so, in the journal."""
@@ -145,16 +161,27 @@ class Outgoing:
                 self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _run(self) -> None:
+    async def _run(self, work: Coroutine[None, None, None]) -> None:
         try:
-            await self._migrate()
+            await work
         except (Exception, asyncio.CancelledError) as exc:
             self._ended_badly(exc)
         finally:
-            await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
-            self.record.finished_at.CopyFrom(convert.timestamp(time.time()))
-            self.record.total.CopyFrom(convert.duration(time.monotonic() - self._started))
-            await self._notify()
+            await finish(self._finish())
+
+    async def _finish(self) -> None:
+        phase = self._coordinator.phase if self._coordinator is not None else Phase.PREFLIGHT
+        if phase in commit.IN_DOUBT:  # phauld stops, or its journal failed: the next one goes on asking
+            return
+        self.record.finished_at.CopyFrom(convert.timestamp(time.time()))
+        self.record.total.CopyFrom(convert.duration(time.monotonic() - self._started))
+        if phase is not Phase.PREFLIGHT:
+            with contextlib.suppress(OSError, PhaulError):
+                await self._journal.report(json_format.MessageToDict(self.record))
+        await self._notify()
+
+    async def _clean_up(self) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     async def _migrate(self) -> None:
         async with (
@@ -163,14 +190,79 @@ class Outgoing:
             asyncio.timeout(self._options.deadline_seconds) as deadline,
         ):
             choice = await self._preflight(remote)
-            self._enter(types_pb2.MIGRATION_PHASE_OPENING)
+            local = self._make_local(remote, deadline)
             try:
+                await local.fire(Event.PREFLIGHT_PASSED)
                 await self._open(remote, choice)
-                await self._move(remote, choice, deadline)
-            except BaseException as exc:
-                if not isinstance(exc, OutcomeUnknown):
-                    await self._abort(remote)
-                raise
+                await local.fire(Event.SESSION_OPENED)
+                await self._move(local, remote, choice)
+            except (Exception, asyncio.CancelledError) as exc:
+                await local.unwind(exc)
+            finally:
+                self._note_pause(local)
+            self._moved(local.destination_pid)
+
+    def _make_local(self, remote: GrpcRemote, deadline: asyncio.Timeout) -> CriuLocal:
+        def on_phase(phase: Phase) -> None:
+            if phase is Phase.COMMITTED:
+                deadline.reschedule(None)
+            self._on_phase(phase)
+
+        self._journal.note(
+            pid=self._target.pid,
+            process_name=self._target.process_name,
+            workload=self.record.workload,
+            destination=self.record.destination_address,
+            destination_node_id=self.record.destination.node_id,
+            options=json_format.MessageToDict(self.record.options),
+        )
+        settings = Settings(
+            dump=dump_options(self._options, self._target.pid),
+            carried=self._carried(),
+            freeze_budget_seconds=self._options.freeze_budget_seconds,
+            doubt=self._doubt(),
+        )
+        local = CriuLocal(
+            self.migration_id, remote, self._journal, settings, on_phase=on_phase, clean_up=self._clean_up
+        )
+        self._coordinator = local
+        return local
+
+    async def _recover(self, entry: OutgoingEntry) -> None:
+        await wait_or_kill(entry.detail.get("criu"))
+        async with (
+            grpc.aio.insecure_channel(self.record.destination_address) as channel,
+            GrpcRemote(
+                self.record.destination_address,
+                channel,
+                self.migration_id,
+                destination_node_id=entry.detail["destination_node_id"],
+            ) as remote,
+        ):
+            recovery = Recovery(
+                self.migration_id,
+                remote,
+                self._journal,
+                phase=entry.phase,
+                tree=recorded_tree(entry.detail),
+                doubt=self._doubt(),
+                on_phase=self._on_phase,
+                clean_up=self._clean_up,
+            )
+            self._coordinator = recovery
+            self._on_phase(entry.phase)
+            if await recovery.run() is Phase.DONE:
+                self._moved(recovery.destination_pid)
+            else:
+                raise RolledBack(self.migration_id, "phauld was restarted in the middle; the process runs on here")
+
+    def _doubt(self) -> Doubt:
+        return Doubt(seconds=self._options.in_doubt_seconds, event=self._options.doubt_event)
+
+    def _on_phase(self, phase: Phase) -> None:
+        self.record.in_doubt = phase in commit.IN_DOUBT
+        if phase not in commit.FINAL:  # these are told when everything else about the end is, too
+            self._enter(convert.migration_phase(phase))
 
     async def _preflight(self, remote: GrpcRemote) -> Choice:
         answer = await remote.check_tree(
@@ -209,27 +301,10 @@ class Outgoing:
             )
         )
         self.record.destination.CopyFrom(answer.destination)
+        self._has_opened = True
 
-    async def _move(self, remote: GrpcRemote, choice: Choice, deadline: asyncio.Timeout) -> None:
-        settings = Settings(
-            dump=dump_options(self._options, self._target.pid),
-            carried=self._carried(),
-            freeze_budget_seconds=self._options.freeze_budget_seconds,
-            in_doubt_seconds=self._options.in_doubt_seconds,
-            doubt_event=self._options.doubt_event,
-        )
-
-        def on_phase(phase: Phase) -> None:
-            if phase is Phase.COMMITTED:
-                deadline.reschedule(None)
-            self.record.in_doubt = phase in (Phase.COMMITTED, Phase.HELD)
-            if phase not in commit.FINAL:  # these are told when everything else about the end is, too
-                self._enter(convert.migration_phase(phase))
-
-        local = CriuLocal(self.migration_id, remote, self._journal, settings, on_phase)
+    async def _move(self, local: CriuLocal, remote: GrpcRemote, choice: Choice) -> None:
         await local.carry_beforehand()
-        self._local = local
-        self._enter(types_pb2.MIGRATION_PHASE_ITERATING)
         self._directory.mkdir(parents=True, mode=0o700)
         config = Config(self._target.pid, remote.page_socket.fileno(), self._directory)
         client = Client(
@@ -246,21 +321,19 @@ class Outgoing:
             await client.migrate()
         finally:
             progress.cancel()
-            self._note_pause(local)
-        self._moved(local)
 
-    def _moved(self, local: CriuLocal) -> None:
+    def _moved(self, destination_pid: int) -> None:
         if self._target.workload is not None:
             self._workloads.mark_moved(self._target.workload, self.record.destination_address)
-        self.record.destination_pid = local.destination_pid
+        self.record.destination_pid = destination_pid
         self.record.phase = types_pb2.MIGRATION_PHASE_DONE
-        self.record.status_text = f"runs on {self.record.destination.node_name} as PID {local.destination_pid}"
+        self.record.status_text = f"runs on {self.record.destination.node_name} as PID {destination_pid}"
         logger.info(
             "moved migration_id=%s pid=%d destination=%s pause_ms=%.1f",
             self.migration_id,
             self._target.pid,
             self.record.destination_address,
-            (local.pause_seconds or 0) * 1000,
+            convert.seconds_of(self.record.pause) * 1000,
         )
 
     def _note_pause(self, local: CriuLocal) -> None:
@@ -279,21 +352,13 @@ class Outgoing:
                 end=convert.duration(step.end - origin),
             )
 
-    async def _abort(self, remote: GrpcRemote) -> None:
-        """Best effort: the lease does the same."""
-        try:
-            await asyncio.shield(asyncio.create_task(_aborted(remote)))
-        except (PeerError, asyncio.CancelledError) as exc:
-            logger.warning("abort not answered migration_id=%s error=%s", self.migration_id, exc)
-
     def _ended_badly(self, error: BaseException) -> None:
         shown: BaseException = error
-        before = self.record.phase in (types_pb2.MIGRATION_PHASE_PREFLIGHT, types_pb2.MIGRATION_PHASE_OPENING)
-        if self._cancelled or isinstance(error, MigrationCancelled):
-            phase, shown = types_pb2.MIGRATION_PHASE_CANCELLED, MigrationCancelled(self.migration_id)
-        elif self._local is not None and self._local.phase in (Phase.COMMITTED, Phase.HELD):
+        if self._coordinator is not None and self._coordinator.phase in commit.IN_DOUBT:
             phase, shown = types_pb2.MIGRATION_PHASE_HELD, OutcomeUnknown(self.migration_id)
-        elif before:
+        elif self._cancelled or isinstance(error, MigrationCancelled):
+            phase, shown = types_pb2.MIGRATION_PHASE_CANCELLED, MigrationCancelled(self.migration_id)
+        elif not self._has_opened:
             phase = types_pb2.MIGRATION_PHASE_REFUSED
         else:
             phase = types_pb2.MIGRATION_PHASE_ROLLED_BACK
@@ -354,8 +419,27 @@ class Outgoing:
             self._changed.notify_all()
 
 
-async def _aborted(remote: GrpcRemote) -> None:
-    await remote.abort()
+async def wait_or_kill(process: Mapping[str, Any] | None) -> None:
+    """An earlier phauld's criu has lost its socket and unwinds; one that does not is killed."""
+    if process is None or not is_alive(process):
+        return
+    try:
+        async with asyncio.timeout(UNWIND_SECONDS):
+            await wait_until_gone(process["pid"])
+    except TimeoutError:
+        with Tree.again([{**process, "stopped_by_us": False}]) as criu:
+            await criu.kill()
+
+
+def recorded_tree(detail: Mapping[str, Any]) -> Tree:
+    """What is left of the tree of a migration in the journal; every task that phaul may have stopped is marked."""
+    if "tree" in detail:
+        return Tree.again(detail["tree"])
+    root = detail.get("root")
+    if root is None or not is_alive(root):
+        return Tree(())
+    before = set(detail["stopped_before"])
+    return Tree.again({**identity(pid), "stopped_by_us": pid not in before} for pid in descendants(root["pid"]))
 
 
 def _policy(choice: Choice) -> Policy:

@@ -24,9 +24,10 @@ from phauld import convert, session
 from phauld.dataport import DataPort
 from phauld.images import ImageWriter
 from phauld.incoming import Incoming, Session
+from phauld.journal import IncomingEntry, Journal
 from phauld.node import Node
 from phauld.options import parse_options, restore_options
-from phauld.session import Phase
+from phauld.session import Event, Phase
 from phauld.workloads import Workloads, WorkloadSpec
 
 logger = logging.getLogger(__name__)
@@ -50,18 +51,26 @@ class Place:
 class RemoteService(remote_pb2_grpc.RemoteServicer):
     """The sessions of this node."""
 
-    def __init__(self, node: Node, place: Place, workloads: Workloads, data_port: DataPort) -> None:
+    def __init__(self, node: Node, place: Place, workloads: Workloads, data_port: DataPort, journal: Journal) -> None:
         self._node = node
+        self._journal = journal
         self._place = place
         self._workloads = workloads
         self._data_port = data_port
         self._sessions: dict[str, Session] = {}
-        self._aborted: set[str] = set()  # ids that were aborted before they were opened
 
     @property
     def active(self) -> int:
         """Sessions that have not ended."""
         return sum(each.phase not in session.FINAL for each in self._sessions.values())
+
+    async def recover(self) -> None:
+        """Bring to their end the sessions that an earlier phauld left."""
+        for entry in await self._journal.unfinished_incoming():
+            logger.warning("recovering session migration_id=%s phase=%s", entry.migration_id, entry.phase)
+            found = self._from_journal(entry)
+            self._sessions[entry.migration_id] = found
+            await found.recover()
 
     async def close(self) -> None:
         """phauld stops: see `Session.close`."""
@@ -77,9 +86,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             raise InvalidRequest(f"{request.migration_id!r} is not a migration id")
         if request.destination_node_id not in ("", self._node.node_id):
             raise PhaulError(f"this is node {self._node.name}, not the one that was asked for", reason="NODE_MISMATCH")
-        if request.migration_id in self._aborted:
-            raise PhaseError(Phase.ABORTED, "OPEN_SESSION")
-        known = self._sessions.get(request.migration_id)
+        known = await self._find(request.migration_id)
         if known is None and self.active >= self._place.max_incoming:
             raise TooManyMigrations(
                 f"{self._node.name} receives {self.active} migrations already", remedy="try again in a moment"
@@ -107,11 +114,11 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         raise PhaulError("further streams come with post-copy", reason="UNSUPPORTED")
 
     async def StartIter(self, request: remote_pb2.StartIterRequest, context: Context) -> remote_pb2.StartIterResponse:
-        await self._get(request.migration_id).start_iter()
+        await (await self._get(request.migration_id)).start_iter()
         return remote_pb2.StartIterResponse()
 
     async def StopIter(self, request: remote_pb2.StopIterRequest, context: Context) -> remote_pb2.StopIterResponse:
-        found = self._get(request.migration_id)
+        found = await self._get(request.migration_id)
         await found.stop_iter()
         return remote_pb2.StopIterResponse(bytes_received=found.bytes_received)
 
@@ -122,7 +129,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         writer: ImageWriter | None = None
         async for message in request_iterator:
             if found is None or writer is None:
-                found = self._get(message.migration_id)
+                found = await self._get(message.migration_id)
                 writer = found.writer().__enter__()
             for piece in message.pieces:
                 writer.write(piece)
@@ -133,21 +140,21 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         return remote_pb2.PutImagesResponse(files=writer.files, bytes=writer.bytes)
 
     async def Restore(self, request: remote_pb2.RestoreRequest, context: Context) -> remote_pb2.RestoreResponse:
-        found = self._get(request.migration_id)
+        found = await self._get(request.migration_id)
         await found.restore(request.image_files)
         return remote_pb2.RestoreResponse(pid=found.pid, session=self._message(found))
 
     async def Commit(self, request: remote_pb2.CommitRequest, context: Context) -> remote_pb2.CommitResponse:
         self._check_node(request.destination_node_id)
-        found = self._get(request.migration_id)
+        found = await self._get(request.migration_id)
         await found.commit()
         return remote_pb2.CommitResponse(pid=found.pid, session=self._message(found))
 
     async def Abort(self, request: remote_pb2.AbortRequest, context: Context) -> remote_pb2.AbortResponse:
-        found = self._sessions.get(request.migration_id)
+        found = await self._find(request.migration_id)
         if found is None:
-            self._aborted.add(request.migration_id)
-            return remote_pb2.AbortResponse(phase=types_pb2.SESSION_PHASE_ABORTED)
+            found = self._session(Incoming.unknown(request.migration_id), Phase.ABSENT)
+            self._sessions[request.migration_id] = found
         await found.abort()
         return remote_pb2.AbortResponse(phase=convert.session_phase(found.phase))
 
@@ -155,12 +162,14 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         self, request: remote_pb2.GetSessionRequest, context: Context
     ) -> remote_pb2.GetSessionResponse:
         self._check_node(request.destination_node_id)
-        return remote_pb2.GetSessionResponse(session=self._message(self._get(request.migration_id)))
+        found = await self._get(request.migration_id)
+        await found.fire(Event.GET_SESSION)
+        return remote_pb2.GetSessionResponse(session=self._message(found))
 
     async def RenewLease(
         self, request: remote_pb2.RenewLeaseRequest, context: Context
     ) -> remote_pb2.RenewLeaseResponse:
-        found = self._get(request.migration_id)
+        found = await self._get(request.migration_id)
         if found.phase not in session.LEASED:
             raise PhaseError(found.phase, "RENEW_LEASE")
         found.renew()
@@ -190,20 +199,37 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             carried=carried,
             lease_seconds=min(max(lease, MIN_LEASE_SECONDS), MAX_LEASE_SECONDS),
         )
+        return self._session(incoming, Phase.ABSENT)
+
+    def _session(self, incoming: Incoming, phase: Phase) -> Session:
         return Session(
             incoming,
-            directory=self._place.images_dir / f"in-{request.migration_id}",
+            directory=self._place.images_dir / f"in-{incoming.migration_id}",
             criu=self._node.criu,
             workloads=self._workloads,
             data_port=self._data_port,
-            journal=_Forgetful(),
+            journal=self._journal.incoming(incoming.migration_id, incoming.source_node_id),
+            phase=phase,
         )
 
-    def _get(self, migration_id: str) -> Session:
-        try:
-            return self._sessions[migration_id]
-        except KeyError:
-            raise MigrationNotFound(migration_id) from None
+    def _from_journal(self, entry: IncomingEntry) -> Session:
+        found = self._session(Incoming.from_journal(entry), entry.phase)
+        found.remember(entry)
+        return found
+
+    async def _find(self, migration_id: str) -> Session | None:
+        if migration_id not in self._sessions:
+            entry = await self._journal.get_incoming(migration_id)
+            if entry is None:
+                return None
+            return self._sessions.setdefault(migration_id, self._from_journal(entry))
+        return self._sessions[migration_id]
+
+    async def _get(self, migration_id: str) -> Session:
+        found = await self._find(migration_id)
+        if found is None:
+            raise MigrationNotFound(migration_id)
+        return found
 
     def _check_node(self, node_id: str) -> None:
         if node_id not in ("", self._node.node_id):
@@ -228,10 +254,3 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             lease_expires_at=convert.timestamp(found.lease_expires_at) if leased else None,
             error=convert.failure(found.failure) if found.failure is not None else None,
         )
-
-
-class _Forgetful:
-    """A journal until there is one."""
-
-    async def record(self, phase: Phase) -> None:
-        logger.debug("journal phase=%s", phase)

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import signal
-import uuid
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +25,7 @@ from phaul_criu.install import find_binary
 from phauld.config import Config
 from phauld.dataport import DataPort
 from phauld.interceptor import ErrorInterceptor
+from phauld.journal import Journal
 from phauld.migrations_service import MigrationsService
 from phauld.node import Node
 from phauld.node_service import NodeService
@@ -51,9 +51,16 @@ _OPTIONS: Final = (
 async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises `CriuError`, `InvalidRequest`, `OSError` when it cannot start."""
     _make_directories(config)
+    async with contextlib.AsyncExitStack() as stack:
+        journal = await Journal.open(config.state_dir / "journal.sqlite")
+        stack.push_async_callback(journal.aclose)
+        await _serve(config, journal, stack)
+
+
+async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitStack) -> None:
     node = await Node.discover(
         Criu(config.criu or find_binary()),
-        node_id=_node_id(config.state_dir),
+        node_id=journal.node_id,
         name=config.node_name,
         images_dir=config.images_dir,
         insecure=config.insecure,
@@ -61,40 +68,39 @@ async def serve(config: Config) -> None:
         outgoing_limit=config.max_outgoing,
     )
     workloads = Workloads(config.state_dir / "workloads", config.log_dir)
+    stack.push_async_callback(workloads.close)
     data_port = DataPort()
     await data_port.start(config.address[0], config.data_port)
+    stack.push_async_callback(data_port.stop)
     place = Place(
         images_dir=config.images_dir,
         log_dir=config.log_dir,
         lease_seconds=config.lease_seconds,
         max_incoming=config.max_incoming,
     )
-    remote = RemoteService(node, place, workloads, data_port)
-    migrations = MigrationsService(node, config.images_dir, workloads, config.max_outgoing)
-    try:
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
-        remote_pb2_grpc.add_RemoteServicer_to_server(remote, server)
-        migrations_pb2_grpc.add_MigrationsServicer_to_server(migrations, server)
-        node_pb2_grpc.add_NodeServicer_to_server(NodeService(node, workloads, migrations.preflight), server)
-        checks = _add_inspection(server)
-        _bind(server, config)
-        for name in (*SERVICES, health.OVERALL_HEALTH):
-            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-        await server.start()
-        os.chmod(config.unix, 0o660)
-        logger.info("serving listen=%s unix=%s data_port=%d node_id=%s", *_where(config, data_port, node))
-        await _until_signal()
-        logger.info("stopping")
-        await checks.enter_graceful_shutdown()
-        async with asyncio.timeout(DRAIN_SECONDS):
-            await migrations.close()
-            await remote.close()
-        await server.stop(grace=1.0)
-    finally:
-        await data_port.stop()
-        await workloads.close()
-        with contextlib.suppress(FileNotFoundError):
-            config.unix.unlink()
+    remote = RemoteService(node, place, workloads, data_port, journal)
+    migrations = MigrationsService(node, config.images_dir, workloads, journal, config.max_outgoing)
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+    remote_pb2_grpc.add_RemoteServicer_to_server(remote, server)
+    migrations_pb2_grpc.add_MigrationsServicer_to_server(migrations, server)
+    node_pb2_grpc.add_NodeServicer_to_server(NodeService(node, workloads, migrations.preflight), server)
+    checks = _add_inspection(server)
+    _bind(server, config)
+    stack.callback(config.unix.unlink, missing_ok=True)
+    for name in (*SERVICES, health.OVERALL_HEALTH):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await remote.recover()  # before anybody can ask about a session
+    await server.start()
+    os.chmod(config.unix, 0o660)
+    await migrations.recover()
+    logger.info("serving listen=%s unix=%s data_port=%d node_id=%s", *_where(config, data_port, node))
+    await _until_signal()
+    logger.info("stopping")
+    await checks.enter_graceful_shutdown()
+    async with asyncio.timeout(DRAIN_SECONDS):
+        await migrations.close()
+        await remote.close()
+    await server.stop(grace=1.0)
 
 
 def _where(config: Config, data_port: DataPort, node: Node) -> tuple[str, Path, int, str]:
@@ -130,15 +136,6 @@ def _make_directories(config: Config) -> None:
         (config.unix.parent, 0o755),
     ):
         directory.mkdir(parents=True, exist_ok=True, mode=mode)
-
-
-def _node_id(state_dir: Path) -> str:
-    """An id that stays with the state directory: a node that lost it is another node."""
-    path = state_dir / "node-id"
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_text(encoding="ascii").strip()
-    path.write_text(f"{uuid.uuid4()}\n", encoding="ascii")
-    return path.read_text(encoding="ascii").strip()
 
 
 async def _until_signal() -> None:

@@ -4,11 +4,12 @@ One small process per tree, so that a restart, an upgrade or the death of phauld
 status is lost. It is run as a script with the standard library alone (``python -I -S shim.py MODE DIRECTORY …``):
 it must start in milliseconds and stay small. It never imports the rest of phaul.
 
-The invariant: a tree whose criu did not end well never runs; whatever of it exists is killed here.
+The invariant: a restored tree that was not let go never runs; whatever of it exists is killed here.
 
 Files in DIRECTORY, each written whole or not at all:
   shim.json  {"pid", "start_ticks", "boot_id"}            this process, as soon as it runs
   tree.json  {"pid", "start_ticks", "boot_id"}            the root of the tree, as soon as it runs
+  released   empty; made by phauld before it lets a restored tree go
   exit.json  {"outcome": "exited", "exit_code", "signal", "at"} or {"outcome": "never-ran", "criu_status", "at"}
 """
 
@@ -22,6 +23,8 @@ import time
 
 CLONE_NEWPID = 0x20000000
 PR_SET_CHILD_SUBREAPER = 36
+LOOKS = 20
+LOOK_SECONDS = 0.05
 
 
 def write_json(directory: str, name: str, content: dict[str, object]) -> None:
@@ -135,6 +138,56 @@ def run(directory: str, ready_fd: int) -> None:
         reap_until_empty(directory, root)
 
 
+def descendants(roots: list[int]) -> list[int]:
+    found, pending = [], list(roots)
+    while pending:
+        pid = pending.pop()
+        found.append(pid)
+        try:
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
+                    pending += [int(child) for child in file.read().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def was_let_go(pid: int, criu: str) -> bool:
+    """Whether a restored process runs its own code: not criu's, and not the restorer that criu put into it.
+
+    The restorer is the one place where a task waits for criu, in an anonymous mapping that is writable and executable
+    (criu/pie/restorer.c; seen with criu 4.1 and 4.2).
+    """
+    try:
+        if os.path.samefile(f"/proc/{pid}/exe", criu):
+            return False
+        with open(f"/proc/{pid}/syscall", "rb") as file:
+            words = file.read().split()
+        if words[0] == b"running":
+            return True
+        counter = int(words[-1], 16)
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            for line in file:
+                fields = line.split()
+                start, _, end = fields[0].partition(b"-")
+                if int(start, 16) <= counter < int(end, 16):
+                    return not (len(fields) == 5 and fields[1].startswith(b"rwx"))
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended, so it was let go
+    return True
+
+
+def look_at(directory: str, roots: list[int], criu: str) -> bool:
+    """Whether the tree was let go; criu is gone. Its exit status says nothing: it may fail after it let go."""
+    if not os.path.exists(os.path.join(directory, "released")):
+        return False
+    for _ in range(LOOKS):
+        if all(was_let_go(pid, criu) for pid in descendants(roots)):
+            return True
+        time.sleep(LOOK_SECONDS)
+    return False
+
+
 def restore(directory: str, swrk_fd: int, criu: str) -> None:
     """Be the parent of the criu that restores a tree, then of the tree."""
     criu_pid = fork_exec([criu, "swrk", str(swrk_fd)], (swrk_fd,))
@@ -144,16 +197,19 @@ def restore(directory: str, swrk_fd: int, criu: str) -> None:
         if pid == criu_pid:
             break
     roots = children()
-    if status != 0 or not roots:
-        for root in roots:
-            os.kill(root, signal.SIGKILL)
-        reap_until_empty(directory, -1)
-        code = os.waitstatus_to_exitcode(status)
-        write_json(directory, "exit.json", {"outcome": "never-ran", "criu_status": code, "at": time.time()})
+    if roots and (status == 0 or look_at(directory, roots, criu)):
+        write_json(directory, "tree.json", identity(roots[0]))  # the eldest
+        reap_until_empty(directory, roots[0])
         return
-    # criu re-creates a session leader or a reaped parent as a helper at times; the root is the eldest.
-    write_json(directory, "tree.json", identity(roots[0]))
-    reap_until_empty(directory, roots[0])
+    for pid in descendants(roots):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    reap_until_empty(directory, -1)
+    code = os.waitstatus_to_exitcode(status)
+    outcome = "exited" if status == 0 else "never-ran"
+    write_json(directory, "exit.json", {"outcome": outcome, "criu_status": code, "at": time.time()})
 
 
 def main() -> None:

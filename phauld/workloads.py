@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from phaul_client.errors import InvalidRequest, WorkloadExists, WorkloadNotFound
-from phaul_client.tree import wait_until_gone
+from phaul_client.tree import Tree, is_alive, wait_until_gone
 from phaul_criu.child import Child, spawn
 from phauld import shim
 
@@ -136,14 +136,18 @@ class Workloads:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             fd = theirs.fileno()
-            child = await self._start_shim(("restore", str(directory), str(fd), str(criu)), fd)
+            await self._start_shim(("restore", str(directory), str(fd), str(criu)), fd)
         except BaseException:
             ours.close()
             shutil.rmtree(directory, ignore_errors=True)
             raise
         finally:
             theirs.close()
-        return RestoreSlot(self, directory, ours, child)
+        return RestoreSlot(self, directory, ours)
+
+    def found_slot(self, directory: Path) -> "RestoreSlot":
+        """What an earlier phauld had begun to restore in `directory`."""
+        return RestoreSlot(self, directory, None)
 
     def mark_moved(self, workload: Workload, destination: str) -> None:
         """Record that the tree lives on elsewhere."""
@@ -230,13 +234,20 @@ class Workloads:
 
 
 class RestoreSlot:
-    """A shim and a criu that wait for a restore request; `keep` or `discard` ends it."""
+    """A shim with the criu that restores below it; `keep` or `discard` ends it."""
 
-    def __init__(self, workloads: Workloads, directory: Path, swrk: socket.socket, child: Child) -> None:
-        self._swrk: socket.socket | None = swrk
+    def __init__(self, workloads: Workloads, directory: Path, swrk: socket.socket | None) -> None:
+        self._swrk = swrk
         self._workloads = workloads
-        self._directory = directory
-        self._child = child
+        self.directory = directory
+
+    @property
+    def ran(self) -> bool:
+        """Whether the shim says that the tree ran."""
+        ending = _read_json(self.directory / "exit.json")
+        if ending is not None:
+            return bool(ending["outcome"] == "exited")
+        return (self.directory / "tree.json").exists()
 
     def take_swrk(self) -> socket.socket:
         """Our end of the connection to criu, now the caller's."""
@@ -244,18 +255,41 @@ class RestoreSlot:
         swrk, self._swrk = self._swrk, None
         return swrk
 
+    def release(self) -> None:
+        """The tree is about to be let go: from now on its shim asks the tree, not criu, whether it ran."""
+        (self.directory / "released").touch(mode=0o600)
+
+    async def outcome(self) -> int | None:
+        """Wait until the shim has said whether the tree ran; the PID of its root, if it still runs."""
+        while not (self.directory / "tree.json").exists() and not (self.directory / "exit.json").exists():
+            if not self._shim_lives():
+                break  # killed, or the node was booted since: so is the tree
+            await asyncio.sleep(POLL_SECONDS)
+        tree = _read_json(self.directory / "tree.json")
+        return tree["pid"] if tree is not None and is_alive(tree) else None
+
     def keep(self, name: str) -> None:
         """The tree runs: its record stands for the name from now on."""
-        self._workloads.forget_older(name, self._directory)
+        self._workloads.forget_older(name, self.directory)
 
     async def discard(self) -> None:
         """The tree never ran, and criu's connection is closed: wait until its shim has cleaned up, and forget it."""
         if self._swrk is not None:
             self._swrk.close()
-        with contextlib.suppress(TimeoutError):
+        shim_process = _read_json(self.directory / "shim.json")
+        try:
             async with asyncio.timeout(EXIT_RECORD_TIMEOUT_SECONDS):
-                await self._child.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
+                while self._shim_lives():
+                    await wait_until_gone(shim_process["pid"] if shim_process else 0)
+        except TimeoutError:
+            assert shim_process is not None
+            with Tree.below(shim_process["pid"]) as left:
+                await left.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _shim_lives(self) -> bool:
+        shim_process = _read_json(self.directory / "shim.json")
+        return shim_process is not None and is_alive(shim_process)
 
 
 def _state(
@@ -273,14 +307,6 @@ def _state(
     if shim_process is None or is_alive(shim_process):
         return "starting", None
     return "lost", None
-
-
-def is_alive(identity: Mapping[str, Any]) -> bool:
-    """Whether the very process that `shim.identity` named still runs."""
-    try:
-        return shim.identity(identity["pid"]) == dict(identity)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 async def _read_all(sock: socket.socket) -> bytes:

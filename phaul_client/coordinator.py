@@ -1,0 +1,223 @@
+"""The shell around the table in `commit.py`: takes events, writes the journal, asks the destination.
+
+`CriuLocal` adds the acts of a dump that is under way, `Recovery` those of a migration found in the journal.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol, assert_never
+
+from phaul.v1 import types_pb2
+from phaul_client import commit
+from phaul_client.commit import Do, Event, Phase, Record
+from phaul_client.errors import PeerError, PeerRefused
+from phaul_client.remote import GrpcRemote
+from phaul_client.tree import Tree
+
+logger = logging.getLogger(__name__)
+
+COMMIT_SECONDS: Final = 10.0
+FIRST_PATIENCE_SECONDS: Final = 0.05
+LAST_PATIENCE_SECONDS: Final = 5.0
+_ANSWERS: Final[Mapping[int, Event]] = {
+    types_pb2.SESSION_PHASE_PREPARED: Event.DESTINATION_PREPARED,
+    types_pb2.SESSION_PHASE_COMMITTING: Event.DESTINATION_COMMITTING,
+    types_pb2.SESSION_PHASE_RUNNING: Event.DESTINATION_RUNNING,
+    types_pb2.SESSION_PHASE_ABORTED: Event.DESTINATION_ABORTED,
+}
+
+
+class Journal(Protocol):
+    """Where a phase is written down before it is acted on."""
+
+    def note(self, **detail: object) -> None:
+        """Keep this, as JSON, for the next `record`."""
+
+    async def record(self, phase: Phase) -> None:
+        """On return the phase and what was noted survive a crash. Raises `OSError`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubt:
+    """What to do when the destination does not answer."""
+
+    seconds: float = 60.0  #: how long to ask before the doubt is an operator's
+    event: Event | None = None  #: what the policy says then; `None` holds
+
+
+async def nothing() -> None:
+    """There is nothing to clean up."""
+
+
+class Coordinator:
+    """The source of one migration, from the phase that it is given."""
+
+    def __init__(
+        self,
+        migration_id: str,
+        remote: GrpcRemote,
+        journal: Journal,
+        *,
+        phase: Phase,
+        doubt: Doubt,
+        on_phase: Callable[[Phase], None] = lambda _: None,
+        clean_up: Callable[[], Awaitable[None]] = nothing,
+    ) -> None:
+        self._migration_id = migration_id
+        self._remote = remote
+        self._journal = journal
+        self._phase = phase
+        self._doubt = doubt
+        self._on_phase = on_phase
+        self._clean_up = clean_up
+        self._transitions = commit.TRANSITIONS
+        self._patience = FIRST_PATIENCE_SECONDS
+        self._doubt_since = 0.0
+        self._resolution: asyncio.Future[Event] | None = None
+        self._abort: asyncio.Task[None] | None = None
+        self._tree: Tree | None = None
+        self.destination_pid = 0
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    def resolve(self, event: Event) -> bool:
+        """An operator's answer to a doubt; `False` when there is none."""
+        if self._phase not in commit.IN_DOUBT or self._resolution is None or self._resolution.done():
+            return False
+        self._resolution.set_result(event)
+        return True
+
+    async def fire(self, event: Event) -> None:
+        """Take an event, and the ones that its acts lead to, to the end.
+
+        A phase is entered once it is in the journal: if it cannot be written down, the one before still holds.
+        """
+        following: Event | None = event
+        while following is not None:
+            phase, actions = commit.advance(self._phase, following, self._transitions)
+            following = None
+            for action in actions:
+                if isinstance(action, Record):
+                    await self._journal.record(action.phase)
+                else:
+                    self._enter(phase)
+                    following = await self.perform(action) or following
+            self._enter(phase)
+
+    async def perform(self, act: Do) -> Event | None:
+        """Do it; the event that it ends in, if it has ended."""
+        match act:
+            case Do.SEND_COMMIT:
+                return await self._send_commit()
+            case Do.ASK_DESTINATION:
+                return await self._ask_destination()
+            case Do.ABORT_DESTINATION:
+                self._abort = asyncio.create_task(self._abort_destination())
+            case Do.CLEAN_UP:
+                if self._abort is not None:
+                    await self._abort
+                await self._clean_up()
+            case Do.KILL_TREE:
+                return await self._kill_tree()
+            case Do.RESUME_TREE:
+                return await self._resume_tree()
+            case Do.OPEN_SESSION:
+                pass  # the migration's owner does it
+            case Do.START_DUMP | Do.COPY_IMAGES | Do.SEND_RESTORE | Do.STOP_TREE:
+                raise NotImplementedError(act)  # there is no dump in this process
+            case Do.ANSWER_POST_DUMP | Do.SERVE_PAGES:
+                raise NotImplementedError(act)
+            case _:
+                assert_never(act)
+        return None
+
+    def _enter(self, phase: Phase) -> None:
+        if phase is not self._phase:
+            logger.info("phase migration_id=%s phase=%s", self._migration_id, phase)
+            self._phase = phase
+            self._on_phase(phase)
+
+    async def _kill_tree(self) -> Event | None:
+        """SIGKILL by pidfd whatever is left."""
+        if self._tree is not None:
+            await self._tree.kill()
+        return Event.TREE_KILLED
+
+    async def _resume_tree(self) -> Event | None:
+        """SIGCONT to every process that phaul stopped."""
+        if self._tree is not None:
+            self._tree.resume()
+        return Event.TREE_RESUMED
+
+    async def _send_commit(self) -> Event:
+        self._doubt_since = self._doubt_since or time.monotonic()
+        try:
+            answer = await self._remote.commit(timeout_seconds=COMMIT_SECONDS)
+        except PeerError as exc:
+            logger.warning("commit not answered migration_id=%s error=%s", self._migration_id, exc)
+            return Event.NO_ANSWER
+        self.destination_pid = answer.pid
+        return Event.DESTINATION_RUNNING
+
+    async def _ask_destination(self) -> Event:
+        """Ask after a pause that grows, unless an operator answers first."""
+        self._doubt_since = self._doubt_since or time.monotonic()
+        if self._resolution is None:
+            self._resolution = asyncio.get_running_loop().create_future()
+        await asyncio.wait([self._resolution], timeout=self._patience)
+        if self._resolution.done():
+            return self._resolution.result()
+        self._patience = min(2 * self._patience, LAST_PATIENCE_SECONDS)
+        try:
+            session = await self._remote.get_session()
+        except PeerRefused as exc:
+            known = exc.reason in ("MIGRATION_NOT_FOUND", "NODE_MISMATCH")
+            return Event.DESTINATION_NOT_FOUND if known else self._no_answer()
+        except PeerError:
+            return self._no_answer()
+        self.destination_pid = session.pid or self.destination_pid
+        return _ANSWERS.get(session.phase, Event.NO_ANSWER)
+
+    def _no_answer(self) -> Event:
+        if self._phase is Phase.HELD or time.monotonic() - self._doubt_since < self._doubt.seconds:
+            return Event.NO_ANSWER
+        if self._doubt.event is not None and self._resolution is not None:
+            self._resolution.set_result(self._doubt.event)
+        return Event.DOUBT_EXPIRED
+
+    async def _abort_destination(self) -> None:
+        try:
+            await self._remote.abort()
+        except PeerError as exc:
+            logger.warning("abort not answered, the lease will do it migration_id=%s error=%s", self._migration_id, exc)
+
+
+class Recovery(Coordinator):
+    """A migration that a restarted phauld found in its journal."""
+
+    def __init__(
+        self,
+        migration_id: str,
+        remote: GrpcRemote,
+        journal: Journal,
+        *,
+        phase: Phase,
+        tree: Tree,
+        doubt: Doubt,
+        on_phase: Callable[[Phase], None] = lambda _: None,
+        clean_up: Callable[[], Awaitable[None]] = nothing,
+    ) -> None:
+        super().__init__(migration_id, remote, journal, phase=phase, doubt=doubt, on_phase=on_phase, clean_up=clean_up)
+        self._tree = tree
+
+    async def run(self) -> Phase:
+        """See it to its end: the final phase that it reached."""
+        assert self._tree is not None
+        with self._tree:
+            await self.fire(Event.RESTARTED)
+        return self._phase
