@@ -107,9 +107,8 @@ def translate(address: str, error: grpc.aio.AioRpcError) -> PhaulError:
         message = ours.message.removeprefix(f"{address}: ")
         return DaemonError(message, reason=ours.reason, remedy=ours.remedy, log_tail=ours.log_tail)
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-        return DaemonError(
-            "this phauld cannot do that", reason="UNSUPPORTED", remedy="it is older than phaul: update it"
-        )
+        remedy = "check that it is a phauld, and as new as phaul"
+        return DaemonError(f"what answers at {address} does not know this call", reason="UNSUPPORTED", remedy=remedy)
     detail = error.details() or error.code().name
     remedy = "this is a defect of phaul: its log (journalctl -u phauld) has more"
     return DaemonError(f"phauld failed: {detail}", reason=ours.reason, remedy=remedy, log_tail=ours.log_tail)

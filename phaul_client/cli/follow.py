@@ -9,7 +9,7 @@ import grpc
 from phaul.v1 import migrations_pb2
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli.connection import CALL_SECONDS, Daemon, DaemonUnreachable, persistently, translate
-from phaul_client.cli.outcomes import outcome_of
+from phaul_client.cli.outcomes import Outcome, outcome_of
 from phaul_client.cli.progress import Progress
 
 _BROKEN_OFF: Final = "the stream ended before the migration did"
@@ -54,13 +54,18 @@ class Follower:
         call = self._daemon.migrations.WatchMigration(
             migrations_pb2.WatchMigrationRequest(migration_id=self._migration_id)
         )
+        last = Migration()
         try:
             async for snapshot in call:
-                self._progress.update(snapshot.migration)
-                if outcome_of(snapshot.migration) is not None:
-                    return snapshot.migration
+                last = snapshot.migration
+                self._progress.update(last)
+                # The figures of the end may follow the phase of the end. A held one may stay so for ever.
+                if last.HasField("finished_at") or outcome_of(last) is Outcome.IN_DOUBT:
+                    return last
         finally:
             call.cancel()
+        if outcome_of(last) is not None:
+            return last
         raise grpc.aio.AioRpcError(
             grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details=_BROKEN_OFF
         )

@@ -56,7 +56,9 @@ def drawing(migration: Migration) -> Group:
     elif migration.HasField("expected_pause"):
         facts.append(f"expected pause {duration(migration.expected_pause)}")
     bar = ProgressBar(total=max(migration.bytes_total, 1), completed=migration.bytes_sent, width=40)
-    parts: list[RenderableType] = [headline, bar, Text(", ".join(facts))]
+    line = Table.grid(padding=(0, 2))
+    line.add_row(bar, ", ".join(facts))
+    parts: list[RenderableType] = [headline, line]
     if migration.status_text:
         parts.append(Text(migration.status_text, style="dim"))
     return Group(*parts, *([_rounds(migration)] if migration.rounds else []))

@@ -13,8 +13,9 @@ from phaul_client.cli import render
 from phaul_client.cli.connection import CALL_SECONDS, Daemon, translate
 from phaul_client.cli.errors import tell_failure
 from phaul_client.cli.json_output import migration_json
+from phaul_client.cli.outcomes import Outcome, outcome_of
 from phaul_client.cli.session import Session, command
-from phaul_client.errors import InvalidRequest, MigrationNotFound
+from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError
 
 PAGE_SIZE: Final = 1000
 SHOWN: Final = 100
@@ -98,6 +99,9 @@ async def cancel(session: Session, migration_id: str, reason: str) -> None:
         found = await find(daemon, migration_id)
         request = migrations_pb2.CancelMigrationRequest(migration_id=found.migration_id, reason=reason)
         ended = (await daemon.migrations.CancelMigration(request, timeout=CALL_SECONDS)).migration
+    if outcome_of(ended) is not Outcome.CANCELLED:
+        headline = render.summary(ended).partition("\n")[0]
+        raise PhaulError(f"too late to cancel: {headline}", reason="WRONG_PHASE")
     session.show(migration_json(ended), render.summary(ended))
 
 

@@ -46,6 +46,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
+def plural(number: int, singular: str, ending: str = "s") -> str:
+    """A number of things."""
+    return f"{number} {singular}{'' if number == 1 else ending}"
+
+
 def duration(value: Duration) -> str:
     """A duration for people."""
     return format_seconds(value.ToNanoseconds() / 1e9)
@@ -161,7 +166,7 @@ def progress_line(migration: Migration) -> str:
     """One line about a migration under way."""
     parts = [phase_word(migration)]
     if migration.rounds:
-        parts.append(f"{len(migration.rounds)} round{'s' if len(migration.rounds) > 1 else ''}")
+        parts.append(plural(len(migration.rounds), "round"))
     if migration.bytes_sent:
         total = f" of {format_bytes(migration.bytes_total)}" if migration.bytes_total > migration.bytes_sent else ""
         parts.append(f"{format_bytes(migration.bytes_sent)}{total}")
@@ -198,10 +203,14 @@ def _measured(migration: Migration) -> list[tuple[str, str]]:
     if migration.HasField("expected_pause"):
         expected = duration(migration.expected_pause)
         pause = f"{pause} (expected {expected})" if pause else f"expected {expected}"
-    rounds = f", {format_bytes(migration.bytes_sent)} in {len(migration.rounds)} round(s)" if migration.rounds else ""
+    sent = (
+        f", {format_bytes(migration.bytes_sent)} in {plural(len(migration.rounds), 'round')}"
+        if migration.rounds
+        else ""
+    )
     return [
         ("pause", pause),
-        ("total", f"{duration(migration.total)}{rounds}" if migration.HasField("total") else ""),
+        ("total", f"{duration(migration.total)}{sent}" if migration.HasField("total") else ""),
         ("mode", _with_reason(mode_word(migration.mode), migration.mode_reason)),
         (
             "restore",
@@ -236,7 +245,7 @@ def migration_details(migration: Migration) -> str:
         ),
     ]
     if migration.rounds:
-        parts += ["", rounds_table(migration.rounds), migration.rounds_reason]
+        parts += ["", rounds_table(migration.rounds), *([migration.rounds_reason] if migration.rounds_reason else [])]
     if migration.timeline:
         parts += ["", "the freeze, step by step:", timeline_table(migration.timeline)]
     if migration.problems:
@@ -300,7 +309,7 @@ def preflight(answer: node_pb2.PreflightResponse, target: str, address: str) -> 
     headline = f"{target} can move to {where}" if answer.ok else f"{target} cannot move to {where}"
     processes = len(answer.tree.processes)
     facts = [
-        ("tree", f"{processes} process{'es' if processes > 1 else ''}, {format_bytes(answer.tree.memory_bytes)}"),
+        ("tree", f"{plural(processes, 'process', 'es')}, {format_bytes(answer.tree.memory_bytes)}"),
         ("mode", _with_reason(mode_word(answer.mode), answer.mode_reason)),
         ("restore", enum_word(_RESTORE_MODES, answer.restore_mode) or ""),
         ("pause", f"about {duration(answer.expected_pause)}" if answer.HasField("expected_pause") else ""),

@@ -44,6 +44,7 @@ class Script:
     checks: list[node_pb2.Check] = field(default_factory=list)
     start_error: PhaulError | None = None
     cancel_error: PhaulError | None = None
+    cancel_answer: Migration | None = None
     hang: bool = False  #: after the last snapshot, until it is cancelled
     break_off_after: int | None = None  #: snapshots, once
     asked: list[Message] = field(default_factory=list)
@@ -164,7 +165,8 @@ class Migrations(migrations_pb2_grpc.MigrationsServicer):
         if self.script.cancel_error is not None:
             await fail(context, self.script.cancel_error)
         self.script.cancelled.set()
-        return migrations_pb2.CancelMigrationResponse(migration=snapshot("CANCELLED", request.migration_id))
+        answer = self.script.cancel_answer or snapshot("CANCELLED", request.migration_id)
+        return migrations_pb2.CancelMigrationResponse(migration=answer)
 
     async def UpdateMigration(self, request: Any, context: Any) -> migrations_pb2.UpdateMigrationResponse:
         raise NotImplementedError

@@ -235,6 +235,13 @@ async def test_cancel(cli: Cli) -> None:
     assert (late.code, late.lines[0]["error"]["reason"]) == (1, "WRONG_PHASE")
 
 
+async def test_cancel_what_has_moved_meanwhile(cli: Cli) -> None:
+    cli.script.history = [snapshot("ITERATING", "abc")]
+    cli.script.cancel_answer = snapshot("DONE", "abc")
+    done = await cli.run("cancel", "abc")
+    assert (done.code, done.err) == (1, "phaul: error: too late to cancel: moved redis to 10.0.0.2:7707\n")
+
+
 @pytest.mark.parametrize(("flag", "resolution", "outcome"), [("--kill", 1, "moved"), ("--resume", 2, "rolled-back")])
 async def test_resolve(cli: Cli, flag: str, resolution: int, outcome: str) -> None:
     cli.script.history = [snapshot("HELD", "abc", in_doubt=True)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from phaul.v1 import node_pb2, types_pb2
-from tests.contract.cli_daemon import Cli, scripted_daemon
+from tests.contract.cli_daemon import REPOSITORY, Cli, scripted_daemon
 
 START_SECONDS = 1.5  # 0.2 s on an idle machine
 
@@ -103,3 +104,9 @@ async def test_it_starts_quickly(cli: Cli) -> None:
     began = time.monotonic()
     assert (await cli.run("ps")).code == 0
     assert time.monotonic() - began < START_SECONDS
+
+
+async def test_what_a_terminal_needs_is_not_imported_without_one() -> None:
+    check = "import sys, phaul_client.cli; sys.exit('rich' in sys.modules)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", check, cwd=REPOSITORY)
+    assert await process.wait() == 0

@@ -1,6 +1,7 @@
 """Outcomes, JSON and text: every ending, every kind of field."""
 
 import json
+from pathlib import Path
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -107,6 +108,14 @@ def test_every_exit_code_is_in_the_help() -> None:
         assert f"{code:3d}  {meaning}" in phaul.epilog
 
 
+def test_every_exit_code_is_in_the_documentation() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text()
+    for code, meaning in MEANINGS.items():
+        assert f"| {code} | {meaning} |" in text
+    for name in phaul.commands:
+        assert f"`phaul {name}" in text
+
+
 def test_every_command_has_examples_that_name_it() -> None:
     for name, command in phaul.commands.items():
         assert command.epilog is not None
@@ -192,7 +201,7 @@ def test_summary_of_a_move() -> None:
     assert render.summary(moved()).splitlines() == [
         "moved redis to node-b as pid 977",
         "  pause     143 ms (expected 150 ms)",
-        "  total     2.30 s, 3.0 MiB in 1 round(s)",
+        "  total     2.30 s, 3.0 MiB in 1 round",
         "  mode      pre-copy: this kernel tracks memory",
         "  restore   lazy",
         "  id        3f2a9c01",
