@@ -54,11 +54,11 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
     async def recover(self) -> None:
         """Take up what an earlier phauld left unfinished, and remember how the others ended."""
         for entry in reversed(await self._journal.list_outgoing(limit=HISTORY)):
-            outgoing = self._from_journal(entry)
-            self._migrations[entry.migration_id] = outgoing
-            if entry.phase not in commit.FINAL:
-                logger.warning("recovering migration_id=%s phase=%s", entry.migration_id, entry.phase)
-                outgoing.resume(entry)
+            self._migrations[entry.migration_id] = self._from_journal(entry)
+        for entry in await self._journal.unfinished_outgoing():
+            logger.warning("recovering migration_id=%s phase=%s", entry.migration_id, entry.phase)
+            outgoing = self._migrations.setdefault(entry.migration_id, self._from_journal(entry))
+            outgoing.resume(entry)
 
     async def close(self) -> None:
         """phauld stops: see `Outgoing.stop`."""
