@@ -461,13 +461,16 @@ def _last_round(index: int, stats: DumpStats) -> types_pb2.RoundStats:
 
 def choose_mode(options: Options, node: Node, destination: types_pb2.NodeInfo, memory_bytes: int) -> Choice:
     """What both nodes can do and the user wants. Raises `PreflightRefused`."""
+    if options.mode in (Mode.POST_COPY, Mode.HYBRID):
+        raise PreflightRefused(
+            (f"{options.mode} is not built yet",), reason="UNSUPPORTED", remedy="--mode auto, stop-copy or pre-copy"
+        )
     choice = choose(
         Wish(
             mode=options.mode,
             restore_mode=options.restore_mode,
             downtime_goal_seconds=options.downtime_goal_seconds,
             memory_bytes=memory_bytes,
-            allow_postcopy=options.postcopy_after_seconds is not None,
         ),
         NodeCapabilities(
             name=node.name,
