@@ -1,0 +1,96 @@
+"""What there is in a node: taken before and after, it shows what was left behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.nodes import Node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """A node at one moment. Each counter says how many there are of a description."""
+
+    processes: Counter[str]  #: command lines; "zombie NAME" for what nobody reaped
+    descriptors: Counter[str]  #: phauld's
+    mounts: Counter[str]
+    network_rules: Counter[str]  #: lines of nftables' rules
+    files: Counter[str]  #: below /run/phaul
+    daemon_memory_bytes: int  #: phauld's resident memory; 0 if it does not run
+
+    def more_than(self, before: Inventory) -> dict[str, list[str]]:
+        """What there is now and was not before, memory left aside; empty if nothing."""
+        kinds = ("processes", "descriptors", "mounts", "network_rules", "files")
+        more = {kind: getattr(self, kind) - getattr(before, kind) for kind in kinds}
+        return {kind: sorted(counter.elements()) for kind, counter in more.items() if counter}
+
+    def counts(self) -> dict[str, int]:
+        """How much of each kind there is, for a report."""
+        return {
+            "processes": self.processes.total(),
+            "zombies": sum(count for name, count in self.processes.items() if name.startswith("zombie ")),
+            "descriptors": self.descriptors.total(),
+            "mounts": self.mounts.total(),
+            "network_rules": self.network_rules.total(),
+            "files": self.files.total(),
+            "daemon_memory_bytes": self.daemon_memory_bytes,
+        }
+
+
+async def take_inventory(node: Node) -> Inventory:
+    """Look at a node from outside; only the rules of nftables are asked for by a program inside."""
+    daemon = node.daemon.process
+    running = daemon.pid if daemon is not None and daemon.returncode is None else None
+    rules = await node.run(["nft", "list", "ruleset"])
+    return Inventory(
+        processes=Counter(description for _, description in processes(node)),
+        descriptors=Counter(_descriptors(running) if running is not None else ()),
+        mounts=Counter(_mounts(node.pid)),
+        network_rules=Counter(line.strip() for line in rules.stdout.splitlines()),
+        files=Counter(_files(node.root / "run/phaul")),
+        daemon_memory_bytes=_resident_bytes(running) if running is not None else 0,
+    )
+
+
+def processes(node: Node) -> Iterator[tuple[int, str]]:
+    """Every process of a node with its PID there: its command line, or "zombie NAME"."""
+    for directory in sorted((node.root / "proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        try:
+            words = (directory / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+            name = (directory / "comm").read_text().strip()
+            state = (directory / "stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        yield int(directory.name), f"zombie {name}" if state == "Z" else words or name
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = str(link.readlink())
+        except FileNotFoundError:
+            continue
+        yield target.partition(":[")[0]  # "socket:[1234]": the number is another one each time
+
+
+def _mounts(pid: int) -> Iterator[str]:
+    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+        left, right = line.split(" - ")
+        yield f"{right.split()[0]} on {left.split()[4]}"
+
+
+def _files(directory: Path) -> Iterator[str]:
+    for path in directory.rglob("*"):
+        yield str(path.relative_to(directory))
+
+
+def _resident_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0

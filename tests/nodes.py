@@ -1,0 +1,351 @@
+"""Two nodes and a client on this machine, each a set of namespaces of its own, joined by networks of their own.
+
+    async with two_nodes(directory) as (a, b, client):
+        await a.start_phauld()
+        await a.run(["ip", "address"])
+
+Everything of a node ends with its init, and its init ends when the pipe that we hold to it closes: at the end of the
+block, and when this process is killed. Nothing is made in the namespaces of the host: no link, no mount, no file
+outside of the given directory.
+
+A node shares the host's files but for `/run`, which is its own tmpfs. Between the nodes is a veth pair (`address`);
+all three are on a second network, a bridge in the client's namespace (`lan_address`).
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from tests.daemon import Phauld
+from tests.inventory import Inventory, take_inventory
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+PROGRAMS: Final = Path(sys.executable).parent
+START_SECONDS: Final = 10.0
+END_SECONDS: Final = 10.0
+RUN_SECONDS: Final = 60.0
+MAIN_LINK: Final = "node0"  #: to the other node
+LAN_LINK: Final = "lan0"  #: to the bridge at the client
+
+_NAMESPACES: Final = ("--pid", "--mount", "--net", "--uts", "--ipc")
+#: A fresh /run, because criu keeps there what it found out about the kernel, and daemons their sockets.
+_INIT: Final = """
+set -e
+mount -t tmpfs -o mode=755 tmpfs /run
+printf %s "$0" >/proc/sys/kernel/hostname
+ip link set lo up
+echo ready
+exec tini -- cat >/dev/null
+"""
+#: The standard descriptors are opened inside: criu refuses to dump a file of a mount that the node does not have.
+_DETACHED: Final = 'exec "$@" </dev/null >>"$0" 2>&1'
+_CUT: Final = f"""
+table inet cut {{
+    chain in {{ type filter hook input priority raw; iifname {MAIN_LINK} drop; }}
+    chain out {{ type filter hook output priority raw; oifname {MAIN_LINK} drop; }}
+}}
+"""
+_ATTACHED: Final = 'exec "$@" </dev/null'
+
+
+class CommandFailed(Exception):
+    """A command in a node did not end with 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A command that has ended. `returncode` is negative after a signal."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def json(self) -> Any:
+        """Standard output as one JSON value. Raises ValueError."""
+        return json.loads(self.stdout)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Standard output as lines of JSON. Raises ValueError."""
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+
+class Process:
+    """A process that was started in a node. `pid` is the host's, `node_pid` the node's own number for it."""
+
+    def __init__(self, entered: asyncio.subprocess.Process, pid: int, log: Path) -> None:
+        self._entered = entered
+        self.pid = pid
+        self.node_pid = node_pid(pid)
+        self.log = log
+
+    @property
+    def returncode(self) -> int | None:
+        return self._entered.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Raises ProcessLookupError if it has ended."""
+        os.kill(self.pid, number)
+        if number == signal.SIGCONT:  # nsenter stops itself when its child stops
+            self._entered.send_signal(number)
+
+    async def wait(self, timeout_seconds: float = RUN_SECONDS) -> int:
+        """Wait for its end; the exit status, negative after a signal. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_seconds):
+            return await self._entered.wait()
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal it and wait for its end; the exit status. Raises TimeoutError."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.send_signal(number)
+        return await self.wait(END_SECONDS)
+
+
+class Node:
+    """One set of namespaces. `pid` is the host's PID of its init, which reaps."""
+
+    def __init__(self, name: str, directory: Path, init: asyncio.subprocess.Process, pid: int) -> None:
+        self.name = name
+        self.directory = directory
+        self.pid = pid
+        self.address = ""  #: at the other node's veth pair
+        self.lan_address = ""  #: at the client's bridge
+        self.daemon = Phauld(self)
+        self._init = init
+
+    @property
+    def root(self) -> Path:
+        """The node's root directory, as seen from outside; its unix sockets can be connected to from here."""
+        return Path(f"/proc/{self.pid}/root")
+
+    async def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        check: bool = True,
+        stdin: int | bytes | None = None,
+        stdout: int = asyncio.subprocess.PIPE,
+        env: Mapping[str, str] | None = None,
+        timeout_seconds: float = RUN_SECONDS,
+    ) -> Completed:
+        """Run a command to its end. Raises CommandFailed if `check` and it fails, TimeoutError (it is killed then)."""
+        words = tuple(map(str, argv))
+        inside = words if stdin is not None else ("sh", "-c", _ATTACHED, "sh", *words)
+        entered = await asyncio.create_subprocess_exec(
+            *self._enter(inside),
+            stdin=asyncio.subprocess.PIPE if isinstance(stdin, bytes) else stdin,
+            stdout=stdout,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **(env or {})},
+        )
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                output, errors = await entered.communicate(stdin if isinstance(stdin, bytes) else None)
+        except BaseException:
+            for pid in (*children(entered.pid), entered.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await entered.wait()
+            raise
+        assert entered.returncode is not None
+        done = Completed(words, entered.returncode, (output or b"").decode(), errors.decode())
+        if check and done.returncode != 0:
+            raise CommandFailed(f"{self.name}: {words} ended with {done.returncode}: {done.stderr or done.stdout}")
+        return done
+
+    async def start(
+        self, argv: Sequence[str | Path], *, log: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> Process:
+        """Start a command whose output goes to a log file, by default one in the node's directory."""
+        words = tuple(map(str, argv))
+        log = log or self.directory / f"{Path(words[0]).name}.log"
+        entered = await asyncio.create_subprocess_exec(
+            *self._enter(("sh", "-c", _DETACHED, str(log), *words)),
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+        try:
+            pid = await _only_child(entered)
+        except CommandFailed as exc:
+            raise CommandFailed(f"{self.name}: {words} did not start: {log_tail(log)}") from exc
+        return Process(entered, pid, log)
+
+    async def phaul(
+        self, *arguments: str | Path, check: bool = False, timeout_seconds: float = RUN_SECONDS
+    ) -> Completed:
+        """Run the `phaul` command here."""
+        return await self.run([PROGRAMS / "phaul", *arguments], check=check, timeout_seconds=timeout_seconds)
+
+    async def start_phauld(self, **config: object) -> Process:
+        """Start phauld with these settings over the node's own, and wait until it serves."""
+        return await self.daemon.start(**config)
+
+    async def kill_phauld(self, number: int = signal.SIGKILL) -> int:
+        """Signal phauld and wait for its end; its exit status."""
+        assert self.daemon.process is not None, "phauld was not started"
+        return await self.daemon.process.stop(number)
+
+    async def inventory(self) -> Inventory:
+        """What there is in this node now."""
+        return await take_inventory(self)
+
+    async def cut(self) -> None:
+        """Lose every packet on the link between the nodes from now on, silently and in both directions."""
+        await self.run(["nft", "-f", "-"], stdin=_CUT.encode())
+
+    async def mend(self) -> None:
+        """Undo `cut`."""
+        await self.run(["nft", "delete", "table", "inet", "cut"])
+
+    async def limit_bandwidth(self, bytes_per_second: int | None) -> None:
+        """Let no more than this out to the other node; `None` undoes it."""
+        await self.run(["tc", "qdisc", "delete", "dev", MAIN_LINK, "root"], check=False)
+        if bytes_per_second is not None:
+            burst_bytes = max(bytes_per_second // 50, 65536 * 2)  # 20 ms, and no less than two offloaded packets
+            shape = ["tbf", "rate", f"{bytes_per_second}bps", "burst", str(burst_bytes), "latency", "50ms"]
+            await self.run(["tc", "qdisc", "add", "dev", MAIN_LINK, "root", *shape])
+
+    async def delay(self, seconds: float) -> None:
+        """Delay every packet to the other node; 0 undoes it. Raises CommandFailed on a kernel without netem."""
+        await self.run(["tc", "qdisc", "delete", "dev", MAIN_LINK, "root"], check=False)
+        if seconds > 0:
+            await self.run(["tc", "qdisc", "add", "dev", MAIN_LINK, "root", "netem", "delay", f"{seconds * 1000}ms"])
+
+    async def end(self) -> None:
+        """Kill everything in the node."""
+        assert self._init.stdin is not None
+        self._init.stdin.close()
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await self._init.wait()
+        finally:
+            if self._init.returncode is None:
+                os.kill(self.pid, signal.SIGKILL)
+                await self._init.wait()
+
+    def _enter(self, argv: Sequence[str]) -> list[str]:
+        return ["nsenter", "--target", str(self.pid), *_NAMESPACES, "--", *argv]
+
+
+class Nodes(NamedTuple):
+    """Two nodes, and a client that reaches both."""
+
+    a: Node
+    b: Node
+    client: Node
+
+
+@contextlib.asynccontextmanager
+async def two_nodes(directory: Path) -> AsyncIterator[Nodes]:
+    """Two nodes and a client; whatever runs in them ends with the block. Needs root."""
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = Nodes(*[await stack.enter_async_context(_node(name, directory)) for name in ("a", "b", "client")])
+        await _join(nodes)
+        yield nodes
+
+
+@contextlib.asynccontextmanager
+async def _node(name: str, directory: Path) -> AsyncIterator[Node]:
+    own_directory = directory / name
+    own_directory.mkdir(parents=True)
+    init = await asyncio.create_subprocess_exec(
+        *("unshare", "--fork", "--mount-proc", "--propagation", "private", *_NAMESPACES, "bash", "-c", _INIT, name),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,  # an interrupt from the keyboard is ours to answer
+    )
+    assert init.stdin is not None
+    assert init.stdout is not None
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            if await init.stdout.readline() != b"ready\n":
+                raise CommandFailed(f"no namespaces for node {name}; see standard error")
+        node = Node(name, own_directory, init, await _only_child(init))
+    except BaseException:
+        init.stdin.close()
+        await init.wait()
+        raise
+    try:
+        yield node
+    finally:
+        await asyncio.shield(node.end())
+
+
+async def _join(nodes: Nodes) -> None:
+    """Make the links. They are made inside the client's namespace, so that the host never sees them."""
+    a, b, client = nodes
+    a.address, b.address = "10.77.1.1", "10.77.1.2"
+    client.lan_address, a.lan_address, b.lan_address = "10.77.2.1", "10.77.2.11", "10.77.2.12"
+    outside = ["nsenter", "--target", str(client.pid), "--net", "--"]  # keeps our PIDs, which name the namespaces
+    commands = [
+        f"link add {MAIN_LINK} netns {a.pid} type veth peer name {MAIN_LINK} netns {b.pid}",
+        f"link add {LAN_LINK} type bridge",
+        f"link add lan-a type veth peer name {LAN_LINK} netns {a.pid}",
+        f"link add lan-b type veth peer name {LAN_LINK} netns {b.pid}",
+        f"link set lan-a master {LAN_LINK} up",
+        f"link set lan-b master {LAN_LINK} up",
+    ]
+    await _batch(outside, commands)
+    for node in nodes:
+        links = [(LAN_LINK, node.lan_address), *([(MAIN_LINK, node.address)] if node.address else [])]
+        lines = [
+            line for link, address in links for line in (f"address add {address}/24 dev {link}", f"link set {link} up")
+        ]
+        await _batch(["nsenter", "--target", str(node.pid), "--net", "--"], lines)
+
+
+async def _batch(prefix: Sequence[str], commands: Sequence[str]) -> None:
+    ip = await asyncio.create_subprocess_exec(
+        *(*prefix, "ip", "-batch", "-"),
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await ip.communicate("\n".join(commands).encode())
+    if ip.returncode != 0:
+        raise CommandFailed(f"ip: {errors.decode()}")
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process; empty if it has ended."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+async def _only_child(parent: asyncio.subprocess.Process) -> int:
+    async with asyncio.timeout(START_SECONDS):
+        while not (found := children(parent.pid)):
+            if parent.returncode is not None:
+                raise CommandFailed(f"ended at once with {parent.returncode}")
+            await asyncio.sleep(0.002)
+    return found[0]
+
+
+def node_pid(pid: int) -> int:
+    """The number of a process in the PID namespace below ours. Raises FileNotFoundError if there is no process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[2])
+    raise ValueError("this kernel has no PID namespaces")
+
+
+def log_tail(path: Path, lines: int = 20) -> str:
+    """The end of a log file, for error messages."""
+    with contextlib.suppress(FileNotFoundError):
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    return f"{path} is empty"
+
+
+def missing_programs() -> list[str]:
+    """What the nodes need and this machine lacks."""
+    return [program for program in ("unshare", "nsenter", "ip", "nft", "tini") if shutil.which(program) is None]
