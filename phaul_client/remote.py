@@ -15,7 +15,7 @@ from typing import Final, Protocol, Self, TypeVar
 import grpc
 
 from phaul.v1 import remote_pb2, remote_pb2_grpc
-from phaul_client.errors import PeerUnavailable, RemoteProtocolError
+from phaul_client.errors import PeerError, PeerUnavailable, RemoteProtocolError
 from phaul_client.pieces import messages
 from phaul_client.status import from_rpc_error
 from phaul_client.stream import Preamble, StreamKind, Verdict
@@ -108,11 +108,22 @@ class GrpcRemote:
     async def put_images(self, pieces: Iterable[remote_pb2.FilePiece]) -> remote_pb2.PutImagesResponse:
         """Send files. Raises `PeerError`, and `OSError` for a file that cannot be read here."""
 
-        async def stream() -> AsyncIterator[remote_pb2.PutImagesRequest]:
-            for message in messages(self.migration_id, pieces):
-                yield message
+        failures: list[OSError] = []  # gRPC makes a cancellation of what its generator raises
 
-        return await self._call(self._stub.PutImages(stream(), timeout=PUT_IMAGES_SECONDS))
+        async def stream() -> AsyncIterator[remote_pb2.PutImagesRequest]:
+            try:
+                for message in messages(self.migration_id, pieces):
+                    yield message
+            except OSError as exc:
+                failures.append(exc)
+                raise
+
+        try:
+            return await self._call(self._stub.PutImages(stream(), timeout=PUT_IMAGES_SECONDS))
+        except (PeerError, asyncio.CancelledError):
+            if failures:
+                raise failures[0] from None
+            raise
 
     @property
     def image_index(self) -> int:

@@ -125,7 +125,7 @@ def from_rpc_error(peer: str, error: grpc.aio.AioRpcError) -> PeerError:
 
 def _short(details: str) -> str:
     """The cause inside gRPC's long text."""
-    return details.rpartition(": ")[2].strip() or details
+    return details.rpartition(": ")[2].strip(" )]") or details
 
 
 def _add(status: status_pb2.Status, detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> None:

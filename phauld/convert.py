@@ -83,6 +83,7 @@ def workload_message(spec: WorkloadSpec) -> types_pb2.WorkloadSpec:
         working_directory=spec.cwd,
         log_path=spec.log_path,
         own_pid_namespace=spec.new_pid_namespace,
+        own_time_namespace=spec.new_time_namespace,
     )
 
 
@@ -95,4 +96,5 @@ def workload_spec(message: types_pb2.WorkloadSpec) -> WorkloadSpec:
         cwd=message.working_directory or "/",
         log_path=message.log_path,
         new_pid_namespace=message.own_pid_namespace if message.HasField("own_pid_namespace") else True,
+        new_time_namespace=message.own_time_namespace,
     )

@@ -355,6 +355,8 @@ class Session:
             self._journal.note(pid=self.pid)
             self._post(Event.TREE_HELD)
             await self._released
+        elif notification.name == "post-resume":
+            self._post(Event.TREE_RUNS)
 
     async def _look_at_tree(self) -> None:
         """The shim decides: it outlived phauld, and it looks at the tree once criu is gone."""
@@ -378,6 +380,8 @@ class Session:
         if self._slot is not None:
             self._slot.keep(self.incoming.spec.name)
             self._slot = None
+        if self._restoring is not None:
+            await asyncio.wait([self._restoring])
         if self._lazy_left is not None and is_alive(self._lazy_left):
             await wait_until_gone(self._lazy_left["pid"])
         if self._lazy is not None:

@@ -15,7 +15,6 @@ import grpc
 from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, types_pb2
-from phaul_client import commit
 from phaul_client.commit import Event
 from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError, TooManyMigrations, WorkloadNotFound
 from phauld import convert
@@ -121,7 +120,7 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
     ) -> migrations_pb2.CancelMigrationResponse:
         outgoing = self._get(request.migration_id)
         if outgoing.is_over:
-            return migrations_pb2.CancelMigrationResponse(migration=outgoing.record)
+            raise PhaulError("it is over", reason="WRONG_PHASE", remedy=f"phaul status {outgoing.migration_id}")
         if not outgoing.cancel():
             raise PhaulError(
                 "it is committed: the destination decides, and nothing here may undo that",

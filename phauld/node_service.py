@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_GRACE_SECONDS: Final = 10.0
 LOG_CHUNK_BYTES: Final = 1 << 16
 LOG_POLL_SECONDS: Final = 0.25
+TIME_NAMESPACE: Final = Path("/proc/self/ns/time")  # there if the kernel has time namespaces
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _STATES: Final[dict[State, node_pb2.WorkloadState.ValueType]] = {
@@ -80,6 +81,9 @@ class NodeService(node_pb2_grpc.NodeServicer):
             cwd=asked.working_directory or "/",
             log_path=asked.log_path or self._workloads.log_path(name),
             new_pid_namespace=asked.own_pid_namespace if asked.HasField("own_pid_namespace") else True,
+            new_time_namespace=(
+                asked.own_time_namespace if asked.HasField("own_time_namespace") else TIME_NAMESPACE.exists()
+            ),
         )
         running = next((each for each in self._workloads.list() if each.spec == spec and each.pid is not None), None)
         return node_pb2.RunWorkloadResponse(workload=_message(running or await self._workloads.run(spec)))

@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 
+CLONE_NEWTIME = 0x00000080
 CLONE_NEWPID = 0x20000000
 PR_SET_CHILD_SUBREAPER = 36
 LOOKS = 20
@@ -125,8 +126,9 @@ def run(directory: str, ready_fd: int) -> None:
     with open(os.path.join(directory, "spec.json"), encoding="utf-8") as file:
         spec = json.load(file)
     try:
-        if spec["new_pid_namespace"]:
-            libc_call("unshare", CLONE_NEWPID)
+        namespaces = CLONE_NEWPID * spec["new_pid_namespace"] | CLONE_NEWTIME * spec["new_time_namespace"]
+        if namespaces:
+            libc_call("unshare", namespaces)
         root = fork_exec(spec["argv"], (), lambda: enter_workload(spec))
         write_json(directory, "tree.json", identity(root))
         answer: dict[str, object] = {"pid": root}

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from phaul_client.errors import InvalidRequest, WorkloadExists, WorkloadNotFound
+from phaul_client.errors import InvalidRequest, PhaulError, WorkloadExists, WorkloadNotFound
 from phaul_client.tree import Tree, is_alive, wait_until_gone
 from phaul_criu.child import Child, spawn
 from phauld import shim
@@ -47,6 +47,7 @@ class WorkloadSpec:
     cwd: str = "/"
     log_path: str = ""  #: where its output goes, the same path on every node; empty for trees that phaul did not start
     new_pid_namespace: bool = True
+    new_time_namespace: bool = False  #: its monotonic and boot-time clocks go on where they were on the next node
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -174,7 +175,7 @@ class Workloads:
         """Forget a workload that does not run. Raises `WorkloadNotFound`, `InvalidRequest`."""
         workload = self.get(name)
         if workload.state in ("starting", "running"):
-            raise InvalidRequest(f"{name} runs", remedy=f"phaul stop {name}, then remove it")
+            raise PhaulError(f"{name} runs", reason="WRONG_PHASE", remedy=f"phaul stop {name}, then remove it")
         for record in list(self._records()):
             if record.name == name:
                 shutil.rmtree(record.directory, ignore_errors=True)
