@@ -34,6 +34,7 @@ from phaul_criu.version import Version
 
 #: Deadline of the questions that need no tree.
 _CHECK_SECONDS = 30.0
+_CONFIG = "criu.conf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +73,15 @@ class Criu:
         criu's notifications: pre-dump, (network-lock), query-ext-files, post-dump, (status-ready). From `post-dump` on
         the tree stands still and the images are complete. If `on_notify` raises, the tree runs on and the exception is
         raised here. On a failure `page_server_fd` is shut down, so that criu does not wait for it; it must be open in
-        this process too. Of a dump with lazy pages criu keeps no statistics: they are all zero.
+        this process too. Of a dump with lazy pages criu keeps no statistics: they are all zero. It serves them on
+        `lazy_pages_fd` until the other end sends a close or ends: then, too, it kills the tree. An unknown command
+        makes it let the tree run on.
         Raises DumpFailed, CriuDied, CriuTimeout, CriuMissing.
         """
         with _page_socket(options) as cut:
-            request = requests.dump_request(options)
+            request = requests.dump_request(options, _write_config(options))
             await self._operate(DumpFailed, request, options, swrk, on_notify, timeout_seconds, cut)
-        return stats.NO_DUMP_STATS if options.lazy_pages_port is not None else read_dump_stats(options)
+        return stats.NO_DUMP_STATS if options.lazy_pages_fd is not None else read_dump_stats(options)
 
     async def pre_dump(
         self,
@@ -215,6 +218,17 @@ def read_restore_stats(options: RestoreOptions) -> RestoreStats:
 def _read(name: str, options: DirectoryOptions) -> bytes:
     with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=options.log_dir_fd), "rb") as file:
         return file.read()
+
+
+def _write_config(options: DumpOptions) -> str | None:
+    """Put what criu takes from a file only beside the images; its path, if there is any."""
+    config = requests.dump_config(options)
+    if not config:
+        return None
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with open(os.open(_CONFIG, flags, 0o600, dir_fd=options.images_dir_fd), "w", encoding="ascii") as file:
+        file.write(config)
+    return f"/proc/{os.getpid()}/fd/{options.images_dir_fd}/{_CONFIG}"
 
 
 @contextmanager

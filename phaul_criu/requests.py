@@ -131,8 +131,8 @@ class DumpOptions(TreeOptions):
     leave_running: bool = False
     #: A connected socket to a page server; without it the pages go to the images directory.
     page_server_fd: int | None = None
-    #: Leave the pages in the tree and serve them, after `post-dump`, on this TCP port of every local address.
-    lazy_pages_port: int | None = None
+    #: Leave the pages in the tree and serve them, after `post-dump`, to the other end of this connected stream socket.
+    lazy_pages_fd: int | None = None
     #: Deleted but open files up to this size are put into the images.
     ghost_limit_bytes: int | None = None
     pre_dump_mode: PreDumpMode = PreDumpMode.SPLICE
@@ -144,7 +144,8 @@ class DumpOptions(TreeOptions):
     @property
     def passed_fds(self) -> tuple[int, ...]:
         inherited = tuple(item.fd for item in self.inherit_fds)
-        return inherited if self.page_server_fd is None else (*inherited, self.page_server_fd)
+        sockets = (self.page_server_fd, self.lazy_pages_fd)
+        return (*inherited, *(fd for fd in sockets if fd is not None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,12 +182,24 @@ _CRIU_NAMES: Final[Mapping[str, str]] = {
     "sibling": "rst_sibling",
 }
 #: Fields that have another form in criu_opts.
-_FORMED_BY_HAND: Final = frozenset({"inherit_fds", "page_server_fd", "lazy_pages_port", "network_lock"})
+_FORMED_BY_HAND: Final = frozenset({"inherit_fds", "page_server_fd", "lazy_pages_fd", "network_lock"})
 
 
-def dump_request(options: DumpOptions) -> CriuRequest:
-    """Dump the tree."""
-    return _request(rpc_pb2.DUMP, options)
+def dump_request(options: DumpOptions, config_file: str | None = None) -> CriuRequest:
+    """Dump the tree. `config_file` is the path of a file that holds `dump_config`, needed unless that is empty."""
+    request = _request(rpc_pb2.DUMP, options)
+    if config_file is not None:
+        request.opts.config_file = config_file
+    return request
+
+
+def dump_config(options: DumpOptions) -> str:
+    """What criu takes from a configuration file only.
+
+    A dump with lazy pages ignores `ps.fd` and listens for the first stranger on every address; `ps-socket` of a file
+    is not ignored (criu/cr-service.c, setup_opts_from_req; criu/page-xfer.c, cr_page_server).
+    """
+    return "" if options.lazy_pages_fd is None else f"ps-socket {options.lazy_pages_fd}\n"
 
 
 def pre_dump_request(options: DumpOptions) -> CriuRequest:
@@ -268,7 +281,6 @@ def _criu_opts(options: DirectoryOptions) -> Any:
     if isinstance(options, DumpOptions):
         if options.page_server_fd is not None:
             opts.ps.fd = options.page_server_fd
-        if options.lazy_pages_port is not None:
+        if options.lazy_pages_fd is not None:
             opts.lazy_pages = True
-            opts.ps.port = options.lazy_pages_port
     return opts

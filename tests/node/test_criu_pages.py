@@ -182,22 +182,23 @@ async def test_lazy_restore_from_local_images(criu: Criu, victim: Victim, direct
 
 
 async def test_post_copy_from_the_tree_itself(criu: Criu, victim: Victim, directories: tuple[int, int]) -> None:
-    """The dump serves the pages on a port; the destination's lazy-pages child fetches them."""
+    """The dump serves the pages on a socket; the destination's lazy-pages child fetches them."""
     if not enough_pipe():
         pytest.skip("fs.pipe-max-size is below 4 MiB and we are bound by it")
     source_fd, work_fd = directories
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    page_socket, served = socket.socketpair()
     serving = asyncio.Event()
 
     async def on_notify(notification: Notification) -> None:
         if notification.name == "status-ready":
             serving.set()
 
-    dump_options = DumpOptions(images_dir_fd=source_fd, pid=victim.pid, lazy_pages_port=port)
-    dumping = asyncio.create_task(criu.dump(dump_options, on_notify=on_notify, timeout_seconds=30))
+    dump_options = DumpOptions(images_dir_fd=source_fd, pid=victim.pid, lazy_pages_fd=served.fileno())
+    swrk = await criu.prestart(dump_options.passed_fds)
+    served.close()
+    dumping = asyncio.create_task(criu.dump(dump_options, on_notify=on_notify, timeout_seconds=30, swrk=swrk))
     await asyncio.wait_for(serving.wait(), 20)
-    with socket.create_connection(("127.0.0.1", port)) as page_socket:
+    with page_socket:
         lazy_options = LazyPagesOptions(
             images_dir_fd=source_fd, work_dir_fd=work_fd, page_server_fd=page_socket.fileno()
         )

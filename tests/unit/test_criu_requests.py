@@ -47,7 +47,7 @@ FULL_DUMP = DumpOptions(
     track_mem=True,
     leave_running=True,
     page_server_fd=5,
-    lazy_pages_port=7000,
+    lazy_pages_fd=9,
     ghost_limit_bytes=1 << 21,
     pre_dump_mode=PreDumpMode.READ,
     freeze_cgroup="/sys/fs/cgroup/x",
@@ -85,7 +85,7 @@ def test_a_full_dump_arrives_whole() -> None:
         parent_img="../1",
         track_mem=True,
         leave_running=True,
-        ps=rpc_pb2.criu_page_server_info(fd=5, port=7000),
+        ps=rpc_pb2.criu_page_server_info(fd=5),
         lazy_pages=True,
         ghost_limit=1 << 21,
         pre_dump_mode=rpc_pb2.VM_READ,
@@ -152,7 +152,7 @@ def test_a_page_server_keeps_its_connection_open() -> None:
 
 
 def test_criu_must_be_started_with_the_descriptors_that_are_numbers_there() -> None:
-    assert FULL_DUMP.passed_fds == (8, 5)
+    assert FULL_DUMP.passed_fds == (8, 5, 9)
     assert DumpOptions(images_dir_fd=3, work_dir_fd=4, pid=1, status_fd=6).passed_fds == ()
 
 
@@ -167,3 +167,9 @@ def test_answers_to_notifications(success: bool) -> None:
     assert answer.type == rpc_pb2.NOTIFY
     assert answer.notify_success is success
     assert answer.HasField("notify_success")
+
+
+def test_the_socket_of_lazy_pages_goes_into_a_configuration_file() -> None:
+    assert requests.dump_config(FULL_DUMP) == "ps-socket 9\n"
+    assert requests.dump_config(DumpOptions(images_dir_fd=3, pid=42)) == ""
+    assert requests.dump_request(FULL_DUMP, "/x/criu.conf").opts.config_file == "/x/criu.conf"
