@@ -50,10 +50,11 @@ def messages(migration_id: str, pieces: Iterable[remote_pb2.FilePiece]) -> Itera
     """As many pieces to a message as `MESSAGE_BYTES` allow."""
     message, size_bytes = remote_pb2.PutImagesRequest(migration_id=migration_id), 0
     for piece in pieces:
-        if message.pieces and size_bytes + len(piece.data) > MESSAGE_BYTES:
+        piece_bytes = piece.ByteSize()  # an empty file costs its name
+        if message.pieces and size_bytes + piece_bytes > MESSAGE_BYTES:
             yield message
             message, size_bytes = remote_pb2.PutImagesRequest(), 0
         message.pieces.append(piece)
-        size_bytes += len(piece.data)
+        size_bytes += piece_bytes
     if message.pieces:
         yield message

@@ -18,6 +18,7 @@ _IMAGE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.img")
 #: These come over the page stream, from criu to criu.
 _PAGE_STREAM: Final = re.compile(r"page(s|map)-.*")
 _DEFAULT_MODE: Final = 0o600
+_PERMISSIONS: Final = 0o777
 
 
 class ImageWriter:
@@ -29,6 +30,7 @@ class ImageWriter:
         self._path: Path | None = None  # the file that is being written
         self._descriptor = -1
         self._position = 0
+        self._size = 0
         self.image_names: set[str] = set()
         self.files = 0
         self.bytes = 0
@@ -42,6 +44,8 @@ class ImageWriter:
             raise ImageCorrupt(f"{path.name}: a piece reaches beyond the end of the file")
         if path != self._path:
             self._open(path, carried, piece)
+        if piece.size_bytes != self._size:
+            raise ImageCorrupt(f"{path.name}: its size was {self._size}, and is {piece.size_bytes} now")
         if piece.offset_bytes != self._position:
             raise ImageCorrupt(f"{path.name}: expected the piece at {self._position}, got {piece.offset_bytes}")
         view = memoryview(piece.data)
@@ -85,15 +89,14 @@ class ImageWriter:
     def _open(self, path: Path, carried: bool, piece: remote_pb2.FilePiece) -> None:
         if self._path is not None:
             raise ImageCorrupt(f"{self._path.name}: the next file began inside it")
-        mode = piece.mode or _DEFAULT_MODE
+        mode = piece.mode & _PERMISSIONS or _DEFAULT_MODE
         if carried:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, mode)
-            os.ftruncate(self._descriptor, piece.offset_bytes)
+            self._descriptor = _open_carried(path, piece.offset_bytes, mode)
         else:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
             self._descriptor = os.open(_unfinished(path), flags, mode)
-        self._path = path
+        self._path, self._size = path, piece.size_bytes
         self._position = piece.offset_bytes if carried else 0
 
     def _finish(self, path: Path, carried: bool, size_bytes: int) -> None:
@@ -104,6 +107,18 @@ class ImageWriter:
         if not carried:
             _unfinished(path).rename(path)
             self.image_names.add(path.name)
+
+
+def _open_carried(path: Path, offset_bytes: int, mode: int) -> int:
+    """With exactly this mode, whatever the umask: criu compares it. Raises `OSError` for anything but a file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode)  # no waiting for a pipe
+    try:
+        os.ftruncate(descriptor, offset_bytes)
+        os.fchmod(descriptor, mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _unfinished(path: Path) -> Path:
