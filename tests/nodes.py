@@ -19,13 +19,15 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from tests.daemon import Phauld
 from tests.inventory import Inventory, take_inventory
+
+Found = TypeVar("Found")
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PROGRAMS: Final = Path(sys.executable).parent
@@ -132,8 +134,7 @@ class Node:
         argv: Sequence[str | Path],
         *,
         check: bool = True,
-        stdin: int | bytes | None = None,
-        stdout: int = asyncio.subprocess.PIPE,
+        stdin: bytes | None = None,
         env: Mapping[str, str] | None = None,
         timeout_seconds: float = RUN_SECONDS,
     ) -> Completed:
@@ -142,22 +143,22 @@ class Node:
         inside = words if stdin is not None else ("sh", "-c", _ATTACHED, "sh", *words)
         entered = await asyncio.create_subprocess_exec(
             *self._enter(inside),
-            stdin=asyncio.subprocess.PIPE if isinstance(stdin, bytes) else stdin,
-            stdout=stdout,
+            stdin=asyncio.subprocess.PIPE if stdin is not None else None,
+            stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, **(env or {})},
         )
         try:
             async with asyncio.timeout(timeout_seconds):
-                output, errors = await entered.communicate(stdin if isinstance(stdin, bytes) else None)
+                output, errors = await entered.communicate(stdin)
         except BaseException:
-            for pid in (*children(entered.pid), entered.pid):
+            for pid in children(entered.pid) or [entered.pid]:  # it reaps its child, and ends as that did
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             await entered.wait()
             raise
         assert entered.returncode is not None
-        done = Completed(words, entered.returncode, (output or b"").decode(), errors.decode())
+        done = Completed(words, entered.returncode, output.decode(), errors.decode())
         if check and done.returncode != 0:
             raise CommandFailed(f"{self.name}: {words} ended with {done.returncode}: {done.stderr or done.stdout}")
         return done
@@ -314,6 +315,15 @@ async def _batch(prefix: Sequence[str], commands: Sequence[str]) -> None:
         raise CommandFailed(f"ip: {errors.decode()}")
 
 
+async def until(condition: Callable[[], Found], timeout_seconds: float = START_SECONDS) -> Found:
+    """Wait for something to be true; what was found then. Raises TimeoutError."""
+    async with asyncio.timeout(timeout_seconds):
+        while True:
+            if found := condition():
+                return found
+            await asyncio.sleep(0.002)
+
+
 def children(pid: int) -> list[int]:
     """The children of a process; empty if it has ended."""
     try:
@@ -323,12 +333,10 @@ def children(pid: int) -> list[int]:
 
 
 async def _only_child(parent: asyncio.subprocess.Process) -> int:
-    async with asyncio.timeout(START_SECONDS):
-        while not (found := children(parent.pid)):
-            if parent.returncode is not None:
-                raise CommandFailed(f"ended at once with {parent.returncode}")
-            await asyncio.sleep(0.002)
-    return found[0]
+    await until(lambda: children(parent.pid) or parent.returncode is not None)
+    if parent.returncode is not None:
+        raise CommandFailed(f"ended at once with {parent.returncode}")
+    return children(parent.pid)[0]
 
 
 def node_pid(pid: int) -> int:
