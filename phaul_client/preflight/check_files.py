@@ -1,0 +1,103 @@
+"""Checks of open and mapped files (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from phaul_client.preflight.model import FileKind, MappedFile, OpenFile, TreeFacts
+from phaul_client.preflight.options import ChosenOptions, ghosts, nameless_links
+from phaul_client.preflight.problems import Problem, error, info, warning
+
+#: Files of these kinds lie on a mount.
+_MOUNTED = frozenset({FileKind.REGULAR, FileKind.DIRECTORY, FileKind.CHARACTER_DEVICE, FileKind.FIFO})
+
+
+def check_files(tree: TreeFacts, chosen: ChosenOptions) -> Iterator[Problem]:
+    """Deleted files, files without a usable name, locks, and what an epoll still watches."""
+    yield from _ghosts(tree, chosen)
+    yield from _links(tree)
+    yield from _locks(tree, chosen)
+    for file in _each_once(tree.open_files):
+        yield from _mount(file, tree)
+        yield from _name(file, tree)
+        yield from _epoll(file, tree)
+    for mapped in tree.mapped_files:
+        yield from _mapping(mapped, tree, chosen)
+
+
+def _ghosts(tree: TreeFacts, chosen: ChosenOptions) -> Iterator[Problem]:
+    for file in ghosts(tree):
+        size = f"{file.allocated_bytes} bytes"
+        if file.allocated_bytes > chosen.ghost_limit_bytes:
+            message = f"is deleted but open and takes {size}, more than {chosen.ghost_limit_bytes} may travel"
+            yield error("ghost-file-too-large", file.path, message, f"set ghost_limit_bytes to {file.allocated_bytes}")
+        else:
+            yield info(
+                "ghost-file", file.path, f"is deleted but open; its {size} travel inside the images", "nothing to do"
+            )
+
+
+def _links(tree: TreeFacts) -> Iterator[Problem]:
+    for file in nameless_links(tree):
+        message = f"lost its name; criu finds it by another hard link ({file.links} left), which stays on this node"
+        remedy = "moves only within one shared file system (phaul sets link_remap); otherwise close the file"
+        yield warning("link-remap", file.path, message, remedy)
+
+
+def _locks(tree: TreeFacts, chosen: ChosenOptions) -> Iterator[Problem]:
+    locked = {(file.path, kind) for file in tree.open_files for kind in file.locks}
+    for path, kind in sorted(locked):
+        if chosen.file_locks:
+            yield info(
+                "file-lock", path, f"a lock ({kind}) is held on it and taken again there", "phaul sets file_locks"
+            )
+        else:
+            yield error("file-lock", path, f"a lock ({kind}) is held on it", "allow file_locks")
+
+
+def _mount(file: OpenFile, tree: TreeFacts) -> Iterator[Problem]:
+    if file.kind in _MOUNTED and file.mount_id is not None and file.mount_id not in tree.mount_ids:
+        message = f"{file} is on a mount that the process cannot see, so criu cannot name it"
+        yield error("mount-outside", file.path, message, "start the process with files of its own mount namespace")
+
+
+def _name(file: OpenFile, tree: TreeFacts) -> Iterator[Problem]:
+    unnamed = file.kind in (FileKind.REGULAR, FileKind.DIRECTORY, FileKind.FIFO) and file.reachable is False
+    if not unnamed or file.deleted or file.mount_id not in tree.mount_ids or file.path.startswith("/proc/"):
+        return
+    message = f"{file} is another file than the one that has this name now (replaced, or covered by a mount)"
+    yield error("file-covered", file.path, message, "undo the mount, or let the program open the file again")
+
+
+def _epoll(file: OpenFile, tree: TreeFacts) -> Iterator[Problem]:
+    if not file.watched:
+        return
+    held = {other.fd: other.inode for other in tree.open_files if other.pid == file.pid}
+    for fd, inode in file.watched:
+        if fd not in held or (inode and held[fd] != inode):
+            message = f"watches fd {fd}, which was closed there but lives on elsewhere"
+            yield error("epoll-closed", f"epoll {file}", message, "the program must take it out of the epoll first")
+
+
+def _mapping(mapped: MappedFile, tree: TreeFacts, chosen: ChosenOptions) -> Iterator[Problem]:
+    where = tree.process(mapped.pid)
+    if mapped.kind is not FileKind.REGULAR or not mapped.deleted or mapped.links > 0 or _is_shared_memory(mapped.path):
+        return
+    if mapped.allocated_bytes > chosen.ghost_limit_bytes:
+        message = f"is deleted but mapped by {where} and takes {mapped.allocated_bytes} bytes"
+        yield error("ghost-file-too-large", mapped.path, message, f"set ghost_limit_bytes to {mapped.allocated_bytes}")
+
+
+def _is_shared_memory(path: str) -> bool:
+    """Shared anonymous memory: the kernel shows it as a deleted file, criu knows better."""
+    return path.startswith(("/dev/zero", "/SYSV", "/anon_hugepage", "/memfd:", "/[aio]"))
+
+
+def _each_once(files: tuple[OpenFile, ...]) -> Iterator[OpenFile]:
+    """A file that several descriptors share counts once, an epoll in every process that has it."""
+    seen = set()
+    for file in files:
+        key = (file.path, file.inode, file.mount_id, file.pid if file.watched else 0)
+        if key not in seen:
+            seen.add(key)
+            yield file

@@ -1,0 +1,69 @@
+"""Checks of namespaces, shared memory of System V, and clocks (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from phaul_client.preflight.model import Process, TreeFacts
+from phaul_client.preflight.problems import Problem, error, info
+
+#: Kinds of which criu restores one for each part of the tree; of the others the whole tree must share one.
+_MAY_DIFFER: Final = frozenset({"mnt", "net"})
+_NAMES: Final = {
+    "cgroup": "cgroup",
+    "ipc": "IPC",
+    "mnt": "mount",
+    "net": "network",
+    "pid": "PID",
+    "time": "time",
+    "user": "user",
+    "uts": "UTS",
+}
+
+
+def check_namespaces(tree: TreeFacts) -> Iterator[Problem]:
+    """Namespaces of the tree that criu cannot restore, or that differ from phauld's."""
+    root = tree.root
+    assert root is not None
+    if len(root.namespace_pids) > 1 and root.own_pid != 1:
+        message = "lives in a PID namespace whose init is outside the tree"
+        yield error("pid-namespace-part", str(root), message, "move the namespace's init (with all of it)")
+    yield from _nested(tree, root)
+    yield from _own(tree, root)
+    yield from _shared_memory(tree, root)
+    if root.namespaces.get("time") == tree.reader_namespaces.get("time"):
+        message = "CLOCK_MONOTONIC and CLOCK_BOOTTIME jump to the other node's"
+        yield info("clock-jump", str(root), message, "start it in a time namespace of its own (`phaul run`)")
+
+
+def _nested(tree: TreeFacts, root: Process) -> Iterator[Problem]:
+    for process in tree.processes[1:]:
+        for kind, inode in process.namespaces.items():
+            if kind not in _MAY_DIFFER and inode != root.namespaces.get(kind, inode):
+                message = f"has a {_NAMES[kind]} namespace of its own inside the tree, which criu cannot restore"
+                yield error("nested-namespace", str(process), message, "move that process by itself")
+    for process in tree.processes:
+        pid_namespace = process.namespaces.get("pid")
+        if process.pid_namespace_for_children not in (0, pid_namespace):
+            message = "its children get another PID namespace than its own"
+            yield error("nested-namespace", str(process), message, "move its children instead, or its parent")
+
+
+def _own(tree: TreeFacts, root: Process) -> Iterator[Problem]:
+    own = sorted(kind for kind, inode in root.namespaces.items() if inode != tree.reader_namespaces.get(kind, inode))
+    if own:
+        names = ", ".join(_NAMES[kind] for kind in own)
+        yield info("own-namespaces", names, f"{root} has namespaces of its own, which move along", "nothing to do")
+
+
+def _shared_memory(tree: TreeFacts, root: Process) -> Iterator[Problem]:
+    if root.namespaces.get("ipc") != tree.reader_namespaces.get("ipc"):
+        return
+    named = set()
+    for mapped in tree.mapped_files:
+        if mapped.path.startswith("/SYSV") and mapped.path not in named:
+            named.add(mapped.path)
+            message = f"{tree.process(mapped.pid)} uses System V shared memory of the node's IPC namespace"
+            remedy = "start it in an IPC namespace of its own (unshare --ipc), or let it use POSIX shared memory"
+            yield error("sysv-shared-memory", mapped.path, message, remedy)

@@ -1,0 +1,116 @@
+"""Everything that can only be told on the destination (pure)."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+
+from phaul_client.preflight.check_nodes import check_nodes
+from phaul_client.preflight.destination_model import DestinationFacts, FoundFile
+from phaul_client.preflight.model import NodeFacts
+from phaul_client.preflight.problems import Problem, error, warning, worst_first
+from phaul_client.preflight.requirements import RequiredFile, RequiredSocket, Requirements
+from phaul_client.preflight.wishes import TcpPolicy, Wishes
+
+
+def check_destination(
+    needs: Requirements, source: NodeFacts, found: DestinationFacts, wishes: Wishes
+) -> tuple[Problem, ...]:
+    """The problems, worst first."""
+    return worst_first(
+        [
+            *check_nodes(needs, source, found.node, wishes),
+            *_pids(needs, found),
+            *_files(needs, found),
+            *_directories(needs, found),
+            *_sockets(needs, found, wishes),
+            *_huge_pages(needs, found),
+        ]
+    )
+
+
+def _pids(needs: Requirements, found: DestinationFacts) -> Iterator[Problem]:
+    remedy = "start the program in a PID namespace of its own (`phaul run`), or end that process"
+    for pid, name in found.taken_pids.items():
+        message = f"the id of {_who(needs, pid)} is taken by {name or 'another process'} on {found.node.name}"
+        yield error("pid-taken", f"pid {pid}", message, remedy)
+    largest = max(needs.pids, default=0)
+    if 0 < found.pid_max <= largest:
+        message = f"is {found.pid_max} on {found.node.name}, and the tree has pid {largest}"
+        yield error("pid-max", "kernel.pid_max", message, f"sysctl -w kernel.pid_max={largest + 1} or more")
+
+
+def _files(needs: Requirements, found: DestinationFacts) -> Iterator[Problem]:
+    programs = {process.executable for process in needs.processes}
+    for file in needs.files:
+        if file.carried:
+            continue
+        code = "executable-missing" if file.path in programs else "file-missing"
+        if (there := found.files.get(file.path)) is None:
+            what = "mapped" if file.mapped else "open"
+            message = f"is {what} in the tree and does not exist on {found.node.name}"
+            yield error(code, file.path, message, "install or copy it there, or let phaul copy it (--sync)")
+        else:
+            yield from _difference(file, there, found.node.name)
+
+
+def _difference(file: RequiredFile, there: FoundFile, node: str) -> Iterator[Problem]:
+    remedy = "install the same version there, or let phaul copy it (--sync)"
+    if stat.S_IFMT(file.mode) != stat.S_IFMT(there.mode):
+        yield error("file-type", file.path, f"is a file of another kind on {node}", remedy)
+        return
+    if file.build_id is not None and file.build_id != there.build_id:
+        theirs = there.build_id.hex()[:12] if there.build_id else "none"
+        message = f"is another build on {node}: build-id {file.build_id.hex()[:12]} here, {theirs} there"
+        yield error("file-build-id", file.path, message, remedy)
+    elif stat.S_ISREG(file.mode) and file.size_bytes != there.size_bytes:
+        yield error(
+            "file-size", file.path, f"has {file.size_bytes} bytes here and {there.size_bytes} on {node}", remedy
+        )
+    if file.mode != there.mode:
+        ours, other = stat.S_IMODE(file.mode), stat.S_IMODE(there.mode)
+        yield error(
+            "file-mode", file.path, f"has mode {ours:04o} here and {other:04o} on {node}", f"chmod {ours:04o} there"
+        )
+
+
+def _directories(needs: Requirements, found: DestinationFacts) -> Iterator[Problem]:
+    for path in found.missing_directories:
+        message = f"is a directory that the tree is in or has open, and does not exist on {found.node.name}"
+        yield error("directory-missing", path, message, f"mkdir -p {path} there")
+
+
+def _sockets(needs: Requirements, found: DestinationFacts, wishes: Wishes) -> Iterator[Problem]:
+    named = set()
+    for each in needs.sockets:
+        if each.own_network_namespace or each.local_address in named:
+            continue
+        connected = bool(each.remote_port) and each.protocol == "tcp"
+        if connected and wishes.tcp is not TcpPolicy.KEEP:
+            continue  # told on the source, or closed
+        if each.local_address in found.missing_addresses:
+            named.add(each.local_address)
+            message = f"{_who(needs, each.pid)} uses this address, which {found.node.name} does not have"
+            yield error("address-missing", each.local_address, message, "move the address along, or add it there")
+        elif not connected:
+            yield from _port(each, needs, found)
+
+
+def _port(each: RequiredSocket, needs: Requirements, found: DestinationFacts) -> Iterator[Problem]:
+    owner = found.taken_ports.get((each.protocol, each.local_address, each.local_port))
+    if owner is not None:
+        subject = f"{each.protocol} port {each.local_port}"
+        message = f"{_who(needs, each.pid)} needs it, and {owner} has it on {found.node.name}"
+        yield error(
+            "port-taken", subject, message, "stop that process, or start the program in its own network namespace"
+        )
+
+
+def _huge_pages(needs: Requirements, found: DestinationFacts) -> Iterator[Problem]:
+    if needs.huge_bytes > found.huge_free_bytes:
+        message = f"the tree has {needs.huge_bytes} bytes in huge pages and {found.huge_free_bytes} are free there"
+        yield warning("huge-pages", found.node.name, message, "sysctl -w vm.nr_hugepages=… there")
+
+
+def _who(needs: Requirements, pid: int) -> str:
+    return next((f"pid {each.pid} ({each.name})" for each in needs.processes if each.pid == pid), f"pid {pid}")

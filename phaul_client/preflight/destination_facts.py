@@ -1,0 +1,108 @@
+"""Looks up, on the destination, what a tree would need there. Changes nothing but for sockets bound for a moment.
+
+Blocking: run it in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import stat
+from collections.abc import Iterable
+
+from phaul_client.preflight.destination_model import DestinationFacts, FoundFile
+from phaul_client.preflight.model import NodeFacts
+from phaul_client.preflight.proc_files import build_id, holders, read_stat, try_stat, try_text
+from phaul_client.preflight.proc_text import parse_fields, parse_inet
+from phaul_client.preflight.requirements import RequiredFile, RequiredSocket, Requirements
+
+_SEARCH_SECONDS = 0.1
+_LISTEN = 10
+
+
+def look_up(needs: Requirements, node: NodeFacts) -> DestinationFacts:
+    """Everything that the destination's checks ask about."""
+    addresses, ports = _look_up_sockets(needs.sockets)
+    memory = parse_fields(try_text("/proc/meminfo"))
+    return DestinationFacts(
+        node=node,
+        files=_look_up_files(needs.files),
+        missing_directories=tuple(path for path in needs.directories if not os.path.isdir(path)),
+        taken_pids=_look_up_pids(needs.pids),
+        pid_max=int(try_text("/proc/sys/kernel/pid_max") or 0),
+        missing_addresses=addresses,
+        taken_ports=ports,
+        huge_free_bytes=_number(memory.get("HugePages_Free")) * _number(memory.get("Hugepagesize")) * 1024,
+    )
+
+
+def _look_up_files(files: Iterable[RequiredFile]) -> dict[str, FoundFile]:
+    found = {}
+    for file in files:
+        status = try_stat(file.path)
+        if status is None:
+            continue
+        identity = build_id(file.path) if file.build_id is not None and stat.S_ISREG(status.st_mode) else None
+        found[file.path] = FoundFile(size_bytes=status.st_size, mode=status.st_mode, build_id=identity)
+    return found
+
+
+def _look_up_pids(pids: Iterable[int]) -> dict[int, str]:
+    """Who has these ids; /proc also answers for those of threads."""
+    taken = {}
+    for pid in pids:
+        if os.path.exists(f"/proc/{pid}"):
+            found = read_stat(pid)
+            taken[pid] = found.name if found else ""
+    return taken
+
+
+def _look_up_sockets(sockets: Iterable[RequiredSocket]) -> tuple[frozenset[str], dict[tuple[str, str, int], str]]:
+    missing, taken = set(), dict[tuple[str, str, int], str]()
+    for each in sockets:
+        if each.own_network_namespace or _is_link_local(each.local_address):
+            continue
+        bound = each.listening or each.protocol != "tcp"
+        failure = _try_bind(each.protocol, each.local_address, each.local_port if bound else 0)
+        if failure == errno.EADDRNOTAVAIL:
+            missing.add(each.local_address)
+        elif failure == errno.EADDRINUSE:
+            taken[(each.protocol, each.local_address, each.local_port)] = _owner_of_port(each.protocol, each.local_port)
+    return frozenset(missing), taken
+
+
+def _try_bind(protocol: str, address: str, port: int) -> int:
+    """0, or the errno. What is bound here is closed at once."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(family, kind) as probe:
+        if protocol == "tcp":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and ipaddress.IPv6Address(address).ipv4_mapped is None:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as exc:
+            return exc.errno or 0
+    return 0
+
+
+def _owner_of_port(protocol: str, port: int) -> str:
+    table = "tcp" if protocol == "tcp" else "udp"
+    lines = [*parse_inet(try_text(f"/proc/self/net/{table}")), *parse_inet(try_text(f"/proc/self/net/{table}6"))]
+    inodes = [line.inode for line in lines if line.local_port == port and (table == "udp" or line.state == _LISTEN)]
+    found = holders((f"socket:[{inode}]" for inode in inodes), frozenset(), (), _SEARCH_SECONDS)
+    for pid in found.values():
+        process = read_stat(pid)
+        return f"pid {pid} ({process.name})" if process else f"pid {pid}"
+    return "another process"
+
+
+def _is_link_local(address: str) -> bool:
+    return ipaddress.ip_address(address).is_link_local
+
+
+def _number(text: str | None) -> int:
+    return int(text.split()[0]) if text else 0

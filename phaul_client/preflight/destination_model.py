@@ -1,0 +1,34 @@
+"""What was found on a destination, as values (pure)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from phaul_client.preflight.model import NodeFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundFile:
+    """A file as it is on the destination."""
+
+    size_bytes: int
+    mode: int
+    build_id: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestinationFacts:
+    """What was found."""
+
+    node: NodeFacts
+    #: Path → the file; a path that does not exist is left out.
+    files: dict[str, FoundFile] = field(default_factory=dict)
+    missing_directories: tuple[str, ...] = ()
+    #: PID → name of the process that has it.
+    taken_pids: dict[int, str] = field(default_factory=dict)
+    #: kernel.pid_max; 0: unknown.
+    pid_max: int = 0
+    missing_addresses: frozenset[str] = frozenset()
+    #: (protocol, address, port) → who listens there.
+    taken_ports: dict[tuple[str, str, int], str] = field(default_factory=dict)
+    huge_free_bytes: int = 0
