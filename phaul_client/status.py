@@ -4,6 +4,7 @@ An error goes over the wire as a canonical code with a `google.rpc.ErrorInfo` (r
 `phaul.v1`, metadata with remedy and log tail) and comes out on the other side as a `PeerError` with the same reason.
 """
 
+import errno
 from typing import Final
 
 import grpc
@@ -15,7 +16,10 @@ from phaul_client.errors import PeerError, PeerRefused, PeerUnavailable, PhaulEr
 from phaul_criu import errors as criu_errors
 
 DOMAIN: Final = "phaul.v1"
-MAX_TEXT_BYTES: Final = 2000  # gRPC's trailing metadata must stay below 8 KiB in all
+#: gRPC's trailing metadata must stay below 8 KiB in all. A message is in it twice, once with odd bytes as %XX.
+MAX_MESSAGE_BYTES: Final = 800
+MAX_REMEDY_BYTES: Final = 800
+MAX_LOG_BYTES: Final = 2000
 
 _CODES: Final = {
     "INVALID_ARGUMENT": code_pb2.INVALID_ARGUMENT,
@@ -42,7 +46,13 @@ _CODES: Final = {
     "INTERNAL": code_pb2.INTERNAL,
 }
 _RETRY_SECONDS: Final = {"TOO_MANY_MIGRATIONS": 5.0}
-_NO_ANSWER: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN)
+#: What says nothing about whether the call took effect, and what to tell people then.
+_NO_ANSWER: Final = {
+    grpc.StatusCode.UNAVAILABLE: "",
+    grpc.StatusCode.UNKNOWN: "",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "no answer in time",
+    grpc.StatusCode.CANCELLED: "it gave up the call",
+}
 
 _CRIU_REASONS: Final[dict[type[criu_errors.CriuError], str]] = {
     criu_errors.CriuMissing: "CRIU_MISSING",
@@ -69,6 +79,8 @@ def reason_of(error: BaseException) -> str:
         return _CRIU_REASONS.get(type(error)) or _CRIU_OPERATIONS.get(error.op, "INTERNAL")
     if isinstance(error, TimeoutError):
         return "DEADLINE_EXCEEDED"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "NO_SPACE"
     return "INTERNAL"
 
 
@@ -87,11 +99,13 @@ def log_tail_of(error: BaseException) -> str:
 def to_status(error: BaseException) -> grpc.Status:
     """The status for an error. Reasons without a code of their own mean a wrong state: FAILED_PRECONDITION."""
     reason = reason_of(error)
-    status = status_pb2.Status(code=_CODES.get(reason, code_pb2.FAILED_PRECONDITION), message=str(error))
+    status = status_pb2.Status(code=_CODES.get(reason, code_pb2.FAILED_PRECONDITION))
+    status.message = _cut(str(error), slice(MAX_MESSAGE_BYTES))
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
-    for key, text in (("remedy", remedy_of(error)), ("log_tail", log_tail_of(error))):
-        if text:
-            info.metadata[key] = text.encode()[-MAX_TEXT_BYTES:].decode(errors="ignore")
+    if remedy := remedy_of(error):
+        info.metadata["remedy"] = _cut(remedy, slice(MAX_REMEDY_BYTES))
+    if log_tail := log_tail_of(error):
+        info.metadata["log_tail"] = _cut(log_tail, slice(-MAX_LOG_BYTES, None))
     _add(status, info)
     if reason in _RETRY_SECONDS:
         delay = duration_pb2.Duration()
@@ -114,13 +128,16 @@ def from_rpc_error(peer: str, error: grpc.aio.AioRpcError) -> PeerError:
                 log_tail=dict(info.metadata).get("log_tail", ""),
             )
     if error.code() in _NO_ANSWER:
-        deadline = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         return PeerUnavailable(
             peer,
-            "no answer in time" if deadline else f"not reachable ({_short(error.details() or '')})",
+            _NO_ANSWER[error.code()] or f"not reachable ({_short(error.details() or '')})",
             remedy="check that phauld runs there and that host and port are right",
         )
     return PeerRefused(peer, f"{error.code().name}: {error.details()}")
+
+
+def _cut(text: str, kept_bytes: slice) -> str:
+    return text.encode()[kept_bytes].decode(errors="ignore")
 
 
 def _short(details: str) -> str:

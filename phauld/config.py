@@ -4,6 +4,8 @@ Bad configuration is refused as a whole with the place and the reason; nothing i
 """
 
 import dataclasses
+import ipaddress
+import math
 import os
 import socket
 import tomllib
@@ -21,6 +23,18 @@ DEFAULT_PORT: Final = 7707
 DEFAULT_DATA_PORT: Final = 7708
 
 
+class BadSetting(InvalidRequest):
+    """A setting has a value that cannot be meant.
+
+    Attributes:
+        setting: which one, as it is called in the file.
+    """
+
+    def __init__(self, setting: str, message: str, *, remedy: str = "") -> None:
+        super().__init__(f"{setting}: {message}", remedy=remedy)
+        self.setting = setting
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What one phauld is told. Each field is a key of the file, `PHAULD_<FIELD>` in the environment, and a flag."""
@@ -29,7 +43,9 @@ class Config:
     unix: Path = Path("/run/phaul/phauld.sock")  #: the local gRPC socket, mode 0660, root's
     data_port: int = DEFAULT_DATA_PORT  #: port of the page streams, on the host of `listen`; 0 chooses a free one
     state_dir: Path = Path("/var/lib/phaul")  #: what must survive a reboot: workloads, records
-    images_dir: Path = Path("/var/lib/phaul/images")  #: images of migrations under way
+    images_dir: Path = Path("/var/lib/phaul/images")  #: images of migrations under way, where memory has no room
+    images_in_memory: bool = True  #: put them into memory_images_dir when they fit
+    memory_images_dir: Path = Path("/dev/shm/phaul")  #: on tmpfs
     log_dir: Path = Path("/var/log/phaul")  #: the output of workloads
     node_name: str = field(default_factory=socket.gethostname)  #: how people call this node
     criu: Path | None = None  #: the criu binary; found by itself when not given
@@ -41,31 +57,39 @@ class Config:
 
     def __post_init__(self) -> None:
         host, _ = self.address
-        if not self.insecure and host not in ("localhost", "::1") and not host.startswith("127."):
-            raise InvalidRequest(
-                f"listen = {self.listen!r} reaches beyond this machine without TLS: anyone there could move processes",
+        if not self.insecure and not _is_loopback(host):
+            raise BadSetting(
+                "listen",
+                f"{self.listen!r} reaches beyond this machine without TLS: anyone there could move processes",
                 remedy="listen on loopback, or say --insecure on a network that you trust",
             )
         if self.log_level not in ("debug", "info", "warning", "error"):
-            raise InvalidRequest(f"log_level = {self.log_level!r} is none of debug, info, warning, error")
+            raise BadSetting("log_level", f"{self.log_level!r} is none of debug, info, warning, error")
         if not 0 <= self.data_port <= 65535:
-            raise InvalidRequest(f"data_port = {self.data_port} is not a port")
+            raise BadSetting("data_port", f"{self.data_port} is not a port")
         for name in ("lease_seconds", "max_incoming", "max_outgoing"):
             if getattr(self, name) <= 0:
-                raise InvalidRequest(f"{name} = {getattr(self, name)} must be above 0")
+                raise BadSetting(name, f"{getattr(self, name)} is not above 0")
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of `listen`. Raises `InvalidRequest`."""
         host, separator, port = self.listen.rpartition(":")
         if not separator or not host or not port.isdigit() or int(port) > 65535:
-            raise InvalidRequest(f"listen = {self.listen!r} is not HOST:PORT")
+            raise BadSetting("listen", f"{self.listen!r} is not HOST:PORT")
         return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _line_of(text: str, key: str) -> int:
     for number, line in enumerate(text.splitlines(), 1):
-        if line.split("=")[0].strip().strip("\"'") == key:
+        if line.split("=")[0].strip().strip("\"'[]") == key:
             return number
     return 1
 
@@ -86,9 +110,12 @@ def _convert(value: Any, kind: Any) -> Any:
         if isinstance(value, bool) or (kind is int and isinstance(value, float)):
             raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}")
         try:
-            return kind(value)
+            number = kind(value)
         except (TypeError, ValueError):
             raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}") from None
+        if not math.isfinite(number):
+            raise ValueError(f"{value!r} is not a number")
+        return number
     if not isinstance(value, str | Path):
         raise ValueError(f"{value!r} is not text")
     if kind is Path:
@@ -131,4 +158,8 @@ def load_config(
             values[key] = _convert(value, kinds[key])
         except ValueError as exc:
             raise InvalidRequest(f"{place}: {key}: {exc}") from exc
-    return Config(**values)
+    try:
+        return Config(**values)
+    except BadSetting as exc:
+        place = found[exc.setting][1] if exc.setting in found else "default"
+        raise InvalidRequest(f"{place}: {exc}", remedy=exc.remedy) from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from google.protobuf import duration_pb2, timestamp_pb2
@@ -10,17 +11,21 @@ from phaul.v1 import types_pb2
 from phaul_client import commit
 from phaul_client.client import RoundEnded
 from phaul_client.policy import Finish, Verdict
+from phaul_client.rounds import usable
 from phaul_client.status import log_tail_of, reason_of, remedy_of
 from phauld import session
 from phauld.workloads import WorkloadSpec
 
 LOG_TAIL_LINES: Final = 20
+MAX_DURATION_SECONDS: Final = 315_576_000_000.0  # google/protobuf/duration.proto
+_REASONS: Final = {name.removeprefix("ERROR_REASON_"): value for name, value in types_pb2.ErrorReason.items()}
 
 
 def duration(seconds: float) -> duration_pb2.Duration:
-    """A Duration, to the microsecond."""
+    """A Duration, to the microsecond; the longest there is for what has no end."""
     message = duration_pb2.Duration()
-    message.FromMicroseconds(round(seconds * 1e6))
+    within = seconds if abs(seconds) <= MAX_DURATION_SECONDS else math.copysign(MAX_DURATION_SECONDS, seconds)
+    message.FromMicroseconds(round(within * 1e6))
     return message
 
 
@@ -45,9 +50,9 @@ def session_phase(phase: session.Phase) -> types_pb2.SessionPhase.ValueType:
 
 
 def failure(error: BaseException) -> types_pb2.Failure:
-    """An error as a record of it."""
+    """An error as a record of it. A reason that only a newer peer knows is UNSPECIFIED."""
     return types_pb2.Failure(
-        reason=types_pb2.ErrorReason.Value(f"ERROR_REASON_{reason_of(error)}"),
+        reason=_REASONS.get(reason_of(error), types_pb2.ERROR_REASON_UNSPECIFIED),
         message=str(error),
         remedy=remedy_of(error),
         log_tail=log_tail_of(error).splitlines()[-LOG_TAIL_LINES:],
@@ -64,8 +69,8 @@ def round_message(index: int, ended: RoundEnded, bandwidth: float) -> types_pb2.
         bytes_sent=stats.bytes_sent,
         duration=duration(stats.duration_seconds),
         frozen=duration(stats.frozen_seconds),
-        bandwidth_bytes_per_second=round(bandwidth),
-        dirty_rate_bytes_per_second=round(forecast.dirty_rate_bytes_per_second) if forecast else 0,
+        bandwidth_bytes_per_second=round(usable(bandwidth)),
+        dirty_rate_bytes_per_second=round(usable(forecast.dirty_rate_bytes_per_second)) if forecast else 0,
         expected_pause=duration(forecast.expected_pause_seconds) if forecast else None,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import re
 import uuid
@@ -27,6 +28,7 @@ from phauld.workloads import Workloads
 logger = logging.getLogger(__name__)
 
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_DESTINATION: Final = re.compile(r"(?:\[(?P<ip6>[^\]]+)\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?")
 DEFAULT_WATCH_SECONDS: Final = 0.5
 MIN_WATCH_SECONDS: Final = 0.05
 DEFAULT_PAGE: Final = 100
@@ -204,14 +206,20 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
 
 
 def with_port(destination: str) -> str:
-    """HOST or HOST:PORT as HOST:PORT. Raises `InvalidRequest`."""
-    host, separator, port = destination.rpartition(":")
-    if not separator or (destination.count(":") > 1 and not destination.startswith("[")):
-        host, port = destination.strip("[]"), str(DEFAULT_PORT)
-        host = f"[{host}]" if ":" in host else host
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    """HOST or HOST:PORT as HOST:PORT; an IPv6 HOST with a PORT is in brackets. Raises `InvalidRequest`."""
+    if destination.count(":") > 1 and not destination.startswith("["):
+        destination = f"[{destination}]"
+    found = _DESTINATION.fullmatch(destination)
+    if found is None or not 0 < int(found["port"] or DEFAULT_PORT) < 65536 or not _is_ip6(found["ip6"]):
         raise InvalidRequest(f"{destination!r} is not HOST or HOST:PORT")
-    return f"{host}:{port}"
+    return destination if found["port"] else f"{destination}:{DEFAULT_PORT}"
+
+
+def _is_ip6(address: str | None) -> bool:
+    try:
+        return address is None or bool(ipaddress.IPv6Address(address))
+    except ValueError:
+        return False
 
 
 def find_target(

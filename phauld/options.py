@@ -41,6 +41,13 @@ _DOUBT_EVENTS: Final = {
     types_pb2.IN_DOUBT_POLICY_RESUME: Event.RESOLVED_RESUME,
     types_pb2.IN_DOUBT_POLICY_KILL: Event.RESOLVED_KILL,
 }
+#: Values of a newer version are refused: who asks for them would not get what they mean.
+_KNOWN_VALUES: Final = {
+    "mode": _MODES.keys(),
+    "restore_mode": _RESTORE_MODES.keys(),
+    "tcp_policy": frozenset(types_pb2.TcpPolicy.values()),
+    "in_doubt_policy": frozenset(types_pb2.InDoubtPolicy.values()),
+}
 MODE_VALUES: Final = {mode: value for value, mode in _MODES.items() if value}
 RESTORE_MODE_VALUES: Final = {mode: value for value, mode in _RESTORE_MODES.items() if value}
 
@@ -72,8 +79,9 @@ def parse_options(message: types_pb2.Options) -> Options:
     max_rounds = message.max_rounds or DEFAULT_ROUNDS
     if max_rounds > MAX_ROUNDS:
         raise InvalidRequest(f"max_rounds = {max_rounds} is above {MAX_ROUNDS}")
-    if message.mode not in _MODES or message.restore_mode not in _RESTORE_MODES:
-        raise InvalidRequest("the mode is unknown to this version of phaul")
+    for name, known in _KNOWN_VALUES.items():
+        if getattr(message, name) not in known:
+            raise InvalidRequest(f"{name} = {getattr(message, name)} is unknown to this version of phaul")
     return Options(
         mode=_MODES[message.mode],
         restore_mode=_RESTORE_MODES[message.restore_mode],
@@ -84,7 +92,9 @@ def parse_options(message: types_pb2.Options) -> Options:
         max_rounds=max_rounds,
         bandwidth_limit_bytes_per_second=message.bandwidth_limit_bytes_per_second,
         throttle=message.throttle,
-        postcopy_after_seconds=(seconds_of(message.postcopy_after) if message.HasField("postcopy_after") else None),
+        postcopy_after_seconds=(
+            _positive("postcopy_after", message.postcopy_after, 0.0) if message.HasField("postcopy_after") else None
+        ),
         doubt_event=_DOUBT_EVENTS.get(message.in_doubt_policy),
         in_doubt_seconds=_positive("in_doubt_timeout", message.in_doubt_timeout, DEFAULT_DOUBT_SECONDS),
         shell_job=message.shell_job,
