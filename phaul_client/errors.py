@@ -7,6 +7,7 @@ PhaulError(message)                    every error that phaul raises on purpose,
 ├── WorkloadNotFound(name)             no workload by this name on this node
 ├── WorkloadExists(name)               a workload by this name runs on this node already
 ├── TooManyMigrations                  this node is at its limit; try again later
+├── NoRoom                             the tree or its images do not fit on this node
 ├── ImageCorrupt                       what arrived is not what was sent
 ├── PreflightRefused(problems)         something stands in the way; nothing was touched
 ├── PeerError(peer)                    the other node; says nothing about the outcome of the call that failed
@@ -102,6 +103,12 @@ class TooManyMigrations(PhaulError):
     """This node moves as many trees as it may; nothing was reserved."""
 
     default_reason = "TOO_MANY_MIGRATIONS"
+
+
+class NoRoom(PhaulError):
+    """The tree or its images do not fit on this node; nothing was reserved. The reason is NO_MEMORY or NO_SPACE."""
+
+    default_reason = "NO_SPACE"
 
 
 class ImageCorrupt(PhaulError):

@@ -46,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--data-port", metavar="PORT", help="port of the page streams, on the host of --listen (default 7708)")
     add("--state-dir", metavar="DIR", help="what survives a reboot (default /var/lib/phaul)")
     add("--images-dir", metavar="DIR", help="images of migrations under way (default /var/lib/phaul/images)")
+    add("--images-in-memory", metavar="BOOL", help="put images into memory when they fit (default true)")
+    add("--memory-images-dir", metavar="DIR", help="where, on tmpfs (default /dev/shm/phaul)")
     add("--log-dir", metavar="DIR", help="output of workloads, the same on all nodes (default /var/log/phaul)")
     add("--node-name", metavar="NAME", help="how people call this node (default: its host name)")
     add("--criu", metavar="PATH", help="the criu binary (default: found by itself)")

@@ -28,6 +28,7 @@ from phauld import session
 from phauld.dataport import DataPort, Expected
 from phauld.images import ImageWriter
 from phauld.journal import IncomingEntry, IncomingRecord
+from phauld.placement import Promise
 from phauld.receiver import Server
 from phauld.session import Do, Event, Phase, Record
 from phauld.workloads import RestoreSlot, Workloads, WorkloadSpec
@@ -48,6 +49,7 @@ class Incoming:
     restore: RestoreOptions  #: everything but descriptors
     carried: tuple[Path, ...]
     lease_seconds: float
+    promise: Promise
 
     @classmethod
     def unknown(cls, migration_id: str, source_node_id: str = "") -> "Incoming":
@@ -59,6 +61,7 @@ class Incoming:
             restore=RestoreOptions(images_dir_fd=-1),
             carried=(),
             lease_seconds=0,
+            promise=Promise(bytes=0, in_memory=False),
         )
 
     @classmethod
@@ -108,6 +111,8 @@ class Session:
         self._lease: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._image_names: set[str] = set()
+        self._made: tuple[Path, ...] = ()  # carried files that were not here before: dropped if it is aborted
+        self._holds_images = phase not in session.FINAL
         self.failure: BaseException | None = None
         self.pid = 0
         self.rounds = 0
@@ -121,6 +126,11 @@ class Session:
         return self._phase
 
     @property
+    def promise(self) -> Promise:
+        """What is reserved for it now: nothing, once its pages are in the tree."""
+        return self.incoming.promise if self._holds_images else Promise(bytes=0, in_memory=False)
+
+    @property
     def token(self) -> bytes:
         """The one-time token for the page stream."""
         assert self._expected is not None
@@ -131,7 +141,9 @@ class Session:
         if "record" in entry.detail and entry.phase is not Phase.RUNNING:
             self._slot = self._workloads.found_slot(Path(entry.detail["record"]))
         self.pid = entry.detail.get("pid", 0)
+        self._made = self.incoming.carried
         self._lazy_left = entry.detail.get("lazy")
+        self._directory = Path(entry.detail.get("images", self._directory))
         self.created_at, self.phase_since = entry.created_at, entry.updated_at
 
     async def recover(self) -> None:
@@ -154,13 +166,15 @@ class Session:
                 self._expected = self._data_port.expect()
             return
         self._directory.mkdir(parents=True, mode=0o700)
+        self._made = tuple(path for path in self.incoming.carried if not path.exists())
         try:
             self._expected = self._data_port.expect()
             self._slot = await self._workloads.restore_under_shim(self.incoming.spec, self._criu.binary)
             self._journal.note(
+                images=str(self._directory),
                 record=str(self._slot.directory),
                 workload=self.incoming.spec.name,
-                carried=[str(path) for path in self.incoming.carried],
+                carried=[str(path) for path in self._made],
             )
             await self.fire(Event.OPEN_SESSION)
         except BaseException:
@@ -406,8 +420,9 @@ class Session:
             await self._slot.discard()
             self._slot = None
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+        self._holds_images = False
         if self._phase is Phase.ABORTED:
-            for path in self.incoming.carried:
+            for path in self._made:
                 path.unlink(missing_ok=True)
 
 

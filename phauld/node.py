@@ -81,7 +81,7 @@ class Node:
                 pidfd_store=self.features.pidfd_store,
             ),
             capacity=types_pb2.Capacity(
-                memory_available_bytes=_memory_available_bytes(),
+                memory_available_bytes=memory_available_bytes(),
                 images_free_bytes=shutil.disk_usage(self.images_dir).free,
                 incoming=incoming,
                 incoming_limit=self.incoming_limit,
@@ -100,7 +100,8 @@ def phaul_version() -> str:
         return "0+unknown"
 
 
-def _memory_available_bytes() -> int:
+def memory_available_bytes() -> int:
+    """MemAvailable of /proc/meminfo."""
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import re
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -20,13 +21,13 @@ from phaul_client.errors import (
     PhaulError,
     TooManyMigrations,
 )
-from phauld import convert, session
+from phauld import convert, placement, session
 from phauld.dataport import DataPort
-from phauld.images import ImageWriter
 from phauld.incoming import Incoming, Session
 from phauld.journal import IncomingEntry, Journal
-from phauld.node import Node
+from phauld.node import Node, memory_available_bytes
 from phauld.options import parse_options, restore_options
+from phauld.placement import Promise
 from phauld.session import Event, Phase
 from phauld.workloads import Workloads, WorkloadSpec
 
@@ -39,10 +40,11 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where this node keeps what comes in."""
+class Terms:
+    """What this node grants to what comes in."""
 
     images_dir: Path
+    memory_dir: Path | None
     log_dir: Path
     lease_seconds: float
     max_incoming: int
@@ -51,10 +53,10 @@ class Place:
 class RemoteService(remote_pb2_grpc.RemoteServicer):
     """The sessions of this node."""
 
-    def __init__(self, node: Node, place: Place, workloads: Workloads, data_port: DataPort, journal: Journal) -> None:
+    def __init__(self, node: Node, terms: Terms, workloads: Workloads, data_port: DataPort, journal: Journal) -> None:
         self._node = node
         self._journal = journal
-        self._place = place
+        self._terms = terms
         self._workloads = workloads
         self._data_port = data_port
         self._sessions: dict[str, Session] = {}
@@ -87,7 +89,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         if request.destination_node_id not in ("", self._node.node_id):
             raise PhaulError(f"this is node {self._node.name}, not the one that was asked for", reason="NODE_MISMATCH")
         known = await self._find(request.migration_id)
-        if known is None and self.active >= self._place.max_incoming:
+        if known is None and self.active >= self._terms.max_incoming:
             raise TooManyMigrations(
                 f"{self._node.name} receives {self.active} migrations already", remedy="try again in a moment"
             )
@@ -125,17 +127,16 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
     async def PutImages(
         self, request_iterator: AsyncIterator[remote_pb2.PutImagesRequest], context: Context
     ) -> remote_pb2.PutImagesResponse:
-        found: Session | None = None
-        writer: ImageWriter | None = None
-        async for message in request_iterator:
-            if found is None or writer is None:
-                found = await self._get(message.migration_id)
-                writer = found.writer().__enter__()
-            for piece in message.pieces:
-                writer.write(piece)
-        if found is None or writer is None:
+        first = await anext(request_iterator, None)
+        if first is None:
             raise InvalidRequest("PutImages without a message")
-        writer.__exit__(None, None, None)
+        found = await self._get(first.migration_id)
+        with found.writer() as writer:
+            for piece in first.pieces:
+                writer.write(piece)
+            async for message in request_iterator:
+                for piece in message.pieces:
+                    writer.write(piece)
         found.accept(writer)
         return remote_pb2.PutImagesResponse(files=writer.files, bytes=writer.bytes)
 
@@ -179,14 +180,15 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
 
     def _new_session(self, request: remote_pb2.OpenSessionRequest) -> Session:
         options = parse_options(request.options)
-        lease = convert.seconds_of(request.lease) or self._place.lease_seconds
+        lease = convert.seconds_of(request.lease) or self._terms.lease_seconds
         carried = tuple(Path(file.path) for file in request.carried_files)
         for path in carried:
-            if path.parent != self._place.log_dir or not path.name:
+            if path.parent != self._terms.log_dir or not path.name:
                 raise InvalidRequest(
-                    f"{path} would be written outside of {self._place.log_dir}, where this node keeps logs",
+                    f"{path} would be written outside of {self._terms.log_dir}, where this node keeps logs",
                     remedy="use the same log_dir on both nodes",
                 )
+        place = self._place(request.expected_bytes)
         if request.HasField("workload"):
             spec = convert.workload_spec(request.workload)
         else:
@@ -198,13 +200,26 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             restore=restore_options(options),
             carried=carried,
             lease_seconds=min(max(lease, MIN_LEASE_SECONDS), MAX_LEASE_SECONDS),
+            promise=Promise(bytes=request.expected_bytes, in_memory=place.in_memory),
         )
-        return self._session(incoming, Phase.ABSENT)
+        logger.info("images migration_id=%s place=%s reason=%r", request.migration_id, place.directory, place.reason)
+        return self._session(incoming, Phase.ABSENT, place.directory)
 
-    def _session(self, incoming: Incoming, phase: Phase) -> Session:
+    def _place(self, expected_bytes: int) -> placement.Place:
+        memory_dir = self._terms.memory_dir
+        room = placement.Room(
+            memory_available_bytes=memory_available_bytes(),
+            memory_dir=memory_dir,
+            memory_dir_free_bytes=shutil.disk_usage(memory_dir).free if memory_dir is not None else 0,
+            disk_dir=self._terms.images_dir,
+            disk_dir_free_bytes=shutil.disk_usage(self._terms.images_dir).free,
+        )
+        return placement.place(expected_bytes, room, (each.promise for each in self._sessions.values()))
+
+    def _session(self, incoming: Incoming, phase: Phase, images_dir: Path | None = None) -> Session:
         return Session(
             incoming,
-            directory=self._place.images_dir / f"in-{incoming.migration_id}",
+            directory=(images_dir or self._terms.images_dir) / f"in-{incoming.migration_id}",
             criu=self._node.criu,
             workloads=self._workloads,
             data_port=self._data_port,

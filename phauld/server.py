@@ -29,7 +29,7 @@ from phauld.journal import Journal
 from phauld.migrations_service import MigrationsService
 from phauld.node import Node
 from phauld.node_service import NodeService
-from phauld.remote_service import Place, RemoteService
+from phauld.remote_service import RemoteService, Terms
 from phauld.workloads import Workloads
 
 logger = logging.getLogger(__name__)
@@ -70,15 +70,23 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     workloads = Workloads(config.state_dir / "workloads", config.log_dir)
     stack.push_async_callback(workloads.close)
     data_port = DataPort()
-    await data_port.start(config.address[0], config.data_port)
+    try:
+        await data_port.start(config.address[0], config.data_port)
+    except OSError as exc:
+        remedy = "another phauld may run here: choose another --data-port"
+        where = f"{config.address[0]} port {config.data_port}"
+        raise InvalidRequest(
+            f"cannot take page streams on {where}: {os.strerror(exc.errno or 0)}", remedy=remedy
+        ) from exc
     stack.push_async_callback(data_port.stop)
-    place = Place(
+    terms = Terms(
         images_dir=config.images_dir,
+        memory_dir=config.memory_images_dir if config.images_in_memory else None,
         log_dir=config.log_dir,
         lease_seconds=config.lease_seconds,
         max_incoming=config.max_incoming,
     )
-    remote = RemoteService(node, place, workloads, data_port, journal)
+    remote = RemoteService(node, terms, workloads, data_port, journal)
     migrations = MigrationsService(node, config.images_dir, workloads, journal, config.max_outgoing)
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
     remote_pb2_grpc.add_RemoteServicer_to_server(remote, server)
@@ -132,6 +140,7 @@ def _make_directories(config: Config) -> None:
     for directory, mode in (
         (config.state_dir, 0o700),
         (config.images_dir, 0o700),
+        *([(config.memory_images_dir, 0o700)] if config.images_in_memory else []),
         (config.log_dir, 0o750),
         (config.unix.parent, 0o755),
     ):

@@ -110,6 +110,8 @@ class Workloads:
         init = shutil.which("tini") if spec.new_pid_namespace else None
         if spec.new_pid_namespace and init is None:
             raise InvalidRequest("tini, the init of workloads, is missing", remedy="apt-get install tini")
+        if not os.path.isdir(spec.cwd):
+            raise InvalidRequest(f"the working directory {spec.cwd!r} is no directory on this node")
         search = spec.env.get("PATH", os.defpath)
         program = shutil.which(spec.argv[0], path=search) if "/" not in spec.argv[0] else spec.argv[0]
         if program is None or not os.access(os.path.join(spec.cwd, program), os.X_OK):
