@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -30,18 +31,19 @@ def test_flags_win_over_variables_and_variables_over_the_file(file: Path) -> Non
     assert (config.node_name, config.max_incoming, config.lease_seconds, config.log_level) == ("flag", 2, 1.0, "debug")
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Config)])
-def test_every_setting_is_a_flag_a_variable_and_a_key(file: Path, field: str) -> None:
-    samples = {"listen": "127.0.0.1:1", "log_level": "error", "node_name": "n", "insecure": "true"}
-    numbers = ("data_port", "lease_seconds", "max_incoming", "max_outgoing")
-    text = samples.get(field, "5" if field in numbers else f"/x/{field}")
-    flag = f"--{field.replace('_', '-')}"
-    flags = vars(_parser().parse_args([flag] if field == "insecure" else [flag, text]))
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config)])
+def test_every_setting_is_a_flag_a_variable_and_a_key(file: Path, name: str) -> None:
+    kind, default = get_type_hints(Config)[name], getattr(Config(), name)
+    by_kind = {bool: str(not default).lower(), int: "5", float: "5"}
+    text = {"listen": "127.0.0.1:1", "log_level": "error"}.get(name) or by_kind.get(kind, f"/x/{name}")
+    flag = f"--{name.replace('_', '-')}"
+    action = next(each for each in _parser()._actions if flag in each.option_strings)
+    flags = vars(_parser().parse_args([flag] if action.nargs == 0 else [flag, text]))
     del flags["config"]
-    file.write_text(f"{field} = {text if field in (*numbers, 'insecure') else repr(text)}\n")
+    file.write_text(f"{name} = {text if kind in by_kind else repr(text)}\n")
     by_file = load_config(file, NO_ENVIRONMENT)
     assert by_file != Config()
-    assert by_file == load_config(None, {f"PHAULD_{field.upper()}": text}) == load_config(None, NO_ENVIRONMENT, flags)
+    assert by_file == load_config(None, {f"PHAULD_{name.upper()}": text}) == load_config(None, NO_ENVIRONMENT, flags)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,11 @@ ERRORS: list[BaseException] = [
     errors.MigrationCancelled("move"),
     errors.OutcomeUnknown("move"),
     *(
+        kind("words", remedy="do")
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, PhaulError) and kind.__init__ is PhaulError.__init__
+    ),
+    *(
         kind("dump", "failed", cause="a cause", remedy="do", log_tail="(00.1) Error")
         for kind in vars(criu_errors).values()
         if isinstance(kind, type) and issubclass(kind, CriuError) and kind is not CriuDied
