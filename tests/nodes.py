@@ -8,8 +8,9 @@ Everything of a node ends with its init, and its init ends when the pipe that we
 block, and when this process is killed. Nothing is made in the namespaces of the host: no link, no mount, no file
 outside of the given directory.
 
-A node shares the host's files but for `/run`, which is its own tmpfs. Between the nodes is a veth pair (`address`);
-all three are on a second network, a bridge in the client's namespace (`lan_address`).
+A node shares the host's files but for `/run`, which is its own tmpfs. Between the nodes is a veth pair (`address`, and
+each knows the other by its name); all three are on a second network, a bridge in the client's namespace
+(`lan_address`).
 """
 
 import asyncio
@@ -38,11 +39,16 @@ MAIN_LINK: Final = "node0"  #: to the other node
 LAN_LINK: Final = "lan0"  #: to the bridge at the client
 
 _NAMESPACES: Final = ("--pid", "--mount", "--net", "--uts", "--ipc")
+ADDRESSES: Final = {"a": "10.77.1.1", "b": "10.77.1.2"}
+LAN_ADDRESSES: Final = {"client": "10.77.2.1", "a": "10.77.2.11", "b": "10.77.2.12"}
+_HOSTS: Final = "".join(f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **ADDRESSES}.items())
 #: A fresh /run, because criu keeps there what it found out about the kernel, and daemons their sockets.
 _INIT: Final = """
 set -e
 mount -t tmpfs -o mode=755 tmpfs /run
 printf %s "$0" >/proc/sys/kernel/hostname
+printf %s "$1" >/run/hosts
+mount --bind /run/hosts /etc/hosts
 ip link set lo up
 echo ready
 exec tini -- cat >/dev/null
@@ -119,10 +125,11 @@ class Node:
         self.name = name
         self.directory = directory
         self.pid = pid
-        self.address = ""  #: at the other node's veth pair
-        self.lan_address = ""  #: at the client's bridge
+        self.address = ADDRESSES.get(name, "")  #: on the link between the nodes
+        self.lan_address = LAN_ADDRESSES[name]  #: on the client's network
         self.daemon = Phauld(self)
         self._init = init
+        self._started: list[Process] = []
 
     @property
     def root(self) -> Path:
@@ -163,6 +170,11 @@ class Node:
             raise CommandFailed(f"{self.name}: {words} ended with {done.returncode}: {done.stderr or done.stdout}")
         return done
 
+    async def show(self, argv: Sequence[str | Path]) -> int:
+        """Run a command on our own terminal; its exit status."""
+        entered = await asyncio.create_subprocess_exec(*self._enter(("sh", "-c", _ATTACHED, "sh", *map(str, argv))))
+        return await entered.wait()
+
     async def start(
         self, argv: Sequence[str | Path], *, log: Path | None = None, env: Mapping[str, str] | None = None
     ) -> Process:
@@ -178,7 +190,8 @@ class Node:
             pid = await _only_child(entered)
         except CommandFailed as exc:
             raise CommandFailed(f"{self.name}: {words} did not start: {log_tail(log)}") from exc
-        return Process(entered, pid, log)
+        self._started.append(Process(entered, pid, log))
+        return self._started[-1]
 
     async def phaul(
         self, *arguments: str | Path, check: bool = False, timeout_seconds: float = RUN_SECONDS
@@ -232,6 +245,8 @@ class Node:
             if self._init.returncode is None:
                 os.kill(self.pid, signal.SIGKILL)
                 await self._init.wait()
+        for process in self._started:
+            await process.wait(END_SECONDS)
 
     def _enter(self, argv: Sequence[str]) -> list[str]:
         return ["nsenter", "--target", str(self.pid), *_NAMESPACES, "--", *argv]
@@ -259,7 +274,19 @@ async def _node(name: str, directory: Path) -> AsyncIterator[Node]:
     own_directory = directory / name
     own_directory.mkdir(parents=True)
     init = await asyncio.create_subprocess_exec(
-        *("unshare", "--fork", "--mount-proc", "--propagation", "private", *_NAMESPACES, "bash", "-c", _INIT, name),
+        *(
+            "unshare",
+            "--fork",
+            "--mount-proc",
+            "--propagation",
+            "private",
+            *_NAMESPACES,
+            "bash",
+            "-c",
+            _INIT,
+            name,
+            _HOSTS,
+        ),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # an interrupt from the keyboard is ours to answer
@@ -284,8 +311,6 @@ async def _node(name: str, directory: Path) -> AsyncIterator[Node]:
 async def _join(nodes: Nodes) -> None:
     """Make the links. They are made inside the client's namespace, so that the host never sees them."""
     a, b, client = nodes
-    a.address, b.address = "10.77.1.1", "10.77.1.2"
-    client.lan_address, a.lan_address, b.lan_address = "10.77.2.1", "10.77.2.11", "10.77.2.12"
     outside = ["nsenter", "--target", str(client.pid), "--net", "--"]  # keeps our PIDs, which name the namespaces
     commands = [
         f"link add {MAIN_LINK} netns {a.pid} type veth peer name {MAIN_LINK} netns {b.pid}",
