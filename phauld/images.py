@@ -92,7 +92,7 @@ class ImageWriter:
         mode = piece.mode & _PERMISSIONS or _DEFAULT_MODE
         if carried:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-            self._descriptor = _open_carried(path, piece.offset_bytes, mode)
+            self._descriptor = _open_carried(path, mode)
         else:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
             self._descriptor = os.open(_unfinished(path), flags, mode)
@@ -100,7 +100,8 @@ class ImageWriter:
         self._position = piece.offset_bytes if carried else 0
 
     def _finish(self, path: Path, carried: bool, size_bytes: int) -> None:
-        os.ftruncate(self._descriptor, size_bytes)
+        if self._images is not None:  # before the first round the tree still writes, perhaps to this very file
+            os.ftruncate(self._descriptor, size_bytes)
         os.close(self._descriptor)
         self._path = None
         self.files += 1
@@ -109,11 +110,14 @@ class ImageWriter:
             self.image_names.add(path.name)
 
 
-def _open_carried(path: Path, offset_bytes: int, mode: int) -> int:
-    """With exactly this mode, whatever the umask: criu compares it. Raises `OSError` for anything but a file."""
+def _open_carried(path: Path, mode: int) -> int:
+    """With exactly this mode, whatever the umask: criu compares it. Raises `OSError` for anything but a file.
+
+    What is there is overwritten in place: on a shared file system, and between two daemons of one machine, it is the
+    very file that is sent.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode)  # no waiting for a pipe
     try:
-        os.ftruncate(descriptor, offset_bytes)
         os.fchmod(descriptor, mode)
     except BaseException:
         os.close(descriptor)

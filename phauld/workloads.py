@@ -107,11 +107,10 @@ class Workloads:
     async def run(self, spec: WorkloadSpec) -> Workload:
         """Start a workload. Raises `WorkloadExists`, and `InvalidRequest` when it cannot be started."""
         self._check_free(spec.name)
+        _check_directory(spec.cwd)
         init = shutil.which("tini") if spec.new_pid_namespace else None
         if spec.new_pid_namespace and init is None:
             raise InvalidRequest("tini, the init of workloads, is missing", remedy="apt-get install tini")
-        if not os.path.isdir(spec.cwd):
-            raise InvalidRequest(f"the working directory {spec.cwd!r} is no directory on this node")
         search = spec.env.get("PATH", os.defpath)
         program = shutil.which(spec.argv[0], path=search) if "/" not in spec.argv[0] else spec.argv[0]
         if program is None or not os.access(os.path.join(spec.cwd, program), os.X_OK):
@@ -318,6 +317,11 @@ async def _read_all(sock: socket.socket) -> bytes:
     while chunk := await asyncio.get_running_loop().sock_recv(sock, 4096):
         data += chunk
     return data
+
+
+def _check_directory(path: str) -> None:
+    if not os.path.isdir(path):
+        raise InvalidRequest(f"the working directory {path!r} is no directory on this node")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

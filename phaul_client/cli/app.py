@@ -54,7 +54,7 @@ for each in (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `phaul` with these arguments, by default those of the process. The exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     session = Session()
     try:
         return _as_int(phaul.main(given, prog_name="phaul", standalone_mode=False, obj=session))

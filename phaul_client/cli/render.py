@@ -112,7 +112,7 @@ def workload_table(workloads: Iterable[node_pb2.Workload], now_seconds: float) -
             str(each.pid) if each.pid else "-",
             workload_state(each),
             format_age(now_seconds - each.started_at.seconds) if each.started_at.seconds else "-",
-            shorten(shlex.join(each.spec.argv), COMMAND_WIDTH),
+            shorten(" ".join(shlex.join(each.spec.argv).split()), COMMAND_WIDTH),  # a program in an argument has lines
         )
         for each in workloads
     ]

@@ -72,18 +72,18 @@ def test_a_carried_file_arrives_in_two_calls(before: int, more: int, stale: int)
         log.write_bytes(b"x" * before)
         there.write_bytes(b"o" * stale)
 
-        def arrive(stream: Iterable[remote_pb2.FilePiece]) -> int:
+        def arrive(stream: Iterable[remote_pb2.FilePiece], images: Path | None = None) -> int:
             pieces_there = []
             for each in stream:
                 each.carried_path = str(there)
                 pieces_there.append(each)
-            return write_all(ImageWriter(None, (there,)), pieces_there).bytes
+            return write_all(ImageWriter(images, (there,)), pieces_there).bytes
 
         sent = arrive(carried_pieces(log))
-        assert there.read_bytes() == b"x" * before
+        assert there.read_bytes()[:before] == b"x" * before
         with log.open("ab") as file:
             file.write(b"y" * more)
-        assert arrive(carried_pieces(log, sent)) == more
+        assert arrive(carried_pieces(log, sent), Path(root)) == more
         assert there.read_bytes() == log.read_bytes()
 
 
@@ -95,8 +95,19 @@ def test_a_carried_file_that_shrank_is_as_short_there(tmp_path: Path) -> None:
     stream = list(carried_pieces(log, 10))
     for each in stream:
         each.carried_path = str(there)
-    write_all(ImageWriter(None, (there,)), stream)
+    write_all(ImageWriter(tmp_path, (there,)), stream)
     assert there.read_bytes() == b"0123"
+
+
+def test_what_the_tree_writes_meanwhile_to_the_very_same_file_stays(tmp_path: Path) -> None:
+    """Between two daemons of one machine, and on a shared file system, both ends have one log."""
+    log = tmp_path / "a.log"
+    log.write_bytes(b"before")
+    stream = list(carried_pieces(log))
+    with log.open("ab") as file:
+        file.write(b", while it was sent")
+    write_all(ImageWriter(None, (log,)), stream)
+    assert log.read_bytes() == b"before, while it was sent"
 
 
 def test_only_images_travel_and_no_link_is_followed(tmp_path: Path) -> None:
