@@ -12,6 +12,7 @@ from phaul_client.commit import Event
 from phaul_client.errors import InvalidRequest
 from phaul_client.modes import Mode, RestoreMode
 from phaul_client.policy import Limits
+from phaul_client.preflight import ChosenOptions
 from phaul_criu.requests import DumpOptions, RestoreOptions
 from phauld.convert import seconds_of
 
@@ -115,19 +116,32 @@ def limits(options: Options) -> Limits:
     )
 
 
-def dump_options(options: Options, pid: int) -> DumpOptions:
+def dump_options(pid: int, chosen: ChosenOptions) -> DumpOptions:
     """What criu's dump is told, without its directory and page stream."""
     return DumpOptions(
         images_dir_fd=-1,
         pid=pid,
-        shell_job=options.shell_job,
-        tcp_established=options.tcp == types_pb2.TCP_POLICY_KEEP,
-        tcp_close=options.tcp == types_pb2.TCP_POLICY_CLOSE,
-        ext_unix_sk=options.ext_unix_sk,
-        file_locks=options.file_locks,
-        link_remap=True,
-        ghost_limit_bytes=options.ghost_limit_bytes,
+        shell_job=chosen.shell_job,
+        tcp_established=chosen.tcp_established,
+        tcp_close=chosen.tcp_close,
+        tcp_skip_in_flight=chosen.tcp_skip_in_flight,
+        ext_unix_sk=chosen.ext_unix_sk,
+        file_locks=chosen.file_locks,
+        link_remap=chosen.link_remap,
+        evasive_devices=chosen.evasive_devices,
+        ghost_limit_bytes=chosen.ghost_limit_bytes,
     )
+
+
+def decided(options: types_pb2.Options, chosen: ChosenOptions) -> types_pb2.Options:
+    """The options with what phaul chose by itself filled in, as the destination needs them."""
+    message = types_pb2.Options()
+    message.CopyFrom(options)
+    message.shell_job = chosen.shell_job
+    message.ext_unix_sk = chosen.ext_unix_sk
+    message.file_locks = chosen.file_locks
+    message.ghost_limit_bytes = chosen.ghost_limit_bytes
+    return message
 
 
 def restore_options(options: Options) -> RestoreOptions:
@@ -140,6 +154,7 @@ def restore_options(options: Options) -> RestoreOptions:
         ext_unix_sk=options.ext_unix_sk,
         file_locks=options.file_locks,
         link_remap=True,
+        evasive_devices=True,
         lazy_pages=options.restore_mode is RestoreMode.LAZY,
     )
 

@@ -25,7 +25,14 @@ from phaul_client.client import Client, RoundEnded
 from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
 from phaul_client.coordinator import Coordinator, Doubt, Recovery
-from phaul_client.errors import MigrationCancelled, OutcomeUnknown, PhaulError, PreflightRefused, RolledBack
+from phaul_client.errors import (
+    MigrationCancelled,
+    OutcomeUnknown,
+    PeerUnavailable,
+    PhaulError,
+    PreflightRefused,
+    RolledBack,
+)
 from phaul_client.local import CriuLocal, Settings
 from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, Wish, choose
 from phaul_client.policy import DowntimePolicy, Forecast, Policy, StopCopyPolicy
@@ -38,7 +45,8 @@ from phaul_criu.stats import DumpStats
 from phauld import convert
 from phauld.journal import OutgoingEntry, OutgoingRecord
 from phauld.node import Node, bytes_acked, may_exceed_pipe_size, pipe_max_size_bytes, resident_bytes
-from phauld.options import MODE_VALUES, RESTORE_MODE_VALUES, Options, dump_options, limits, parse_options
+from phauld.options import MODE_VALUES, RESTORE_MODE_VALUES, Options, decided, dump_options, limits, parse_options
+from phauld.preflight import check_source, refuse
 from phauld.workloads import Workload, Workloads
 
 logger = logging.getLogger(__name__)
@@ -120,8 +128,19 @@ class Outgoing:
             grpc.aio.insecure_channel(self.record.destination_address) as channel,
             GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
         ):
-            with contextlib.suppress(PreflightRefused):
+            try:
                 await self._preflight(remote)
+            except PeerUnavailable as exc:
+                self.record.problems.add(
+                    code="peer-unreachable",
+                    severity=types_pb2.SEVERITY_ERROR,
+                    subject=self.record.destination_address,
+                    message=exc.message,
+                    remedy=exc.remedy,
+                    node_name=self._node.name,
+                )
+            except PreflightRefused:
+                pass  # the record has the problems
         self.record.total.CopyFrom(convert.duration(time.monotonic() - self._started))
 
     async def wait(self) -> None:
@@ -217,7 +236,7 @@ class Outgoing:
             options=json_format.MessageToDict(self.record.options),
         )
         settings = Settings(
-            dump=dump_options(self._options, self._target.pid),
+            dump=dump_options(self._target.pid, self._chosen),
             carried=self._carried(),
             freeze_budget_seconds=self._options.freeze_budget_seconds,
             doubt=self._doubt(),
@@ -265,16 +284,21 @@ class Outgoing:
             self._enter(convert.migration_phase(phase))
 
     async def _preflight(self, remote: GrpcRemote) -> Choice:
+        findings = await check_source(self._node, self._target.pid, self.record.options, self._carried())
+        self._chosen = findings.chosen
+        self.record.problems.extend(findings.problems)
+        refuse(list(findings.problems))
         answer = await remote.check_tree(
             remote_pb2.CheckTreeRequest(
-                migration_id=self.migration_id, source=self._node.info(), options=self.record.options
+                migration_id=self.migration_id,
+                source=self._node.info(),
+                tree=findings.tree,
+                options=self.record.options,
             )
         )
         self.record.destination.CopyFrom(answer.destination)
         self.record.problems.extend(answer.problems)
-        bad = [problem for problem in answer.problems if problem.severity == types_pb2.SEVERITY_ERROR]
-        if bad:
-            raise PreflightRefused(tuple(problem.message for problem in bad), remedy=bad[0].remedy)
+        refuse(list(answer.problems))
         choice = choose_mode(self._options, self._node, answer.destination, resident_bytes(self._target.pid))
         self.record.mode = MODE_VALUES[choice.mode]
         self.record.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
@@ -283,8 +307,7 @@ class Outgoing:
         return choice
 
     async def _open(self, remote: GrpcRemote, choice: Choice) -> None:
-        options = types_pb2.Options()
-        options.CopyFrom(self.record.options)
+        options = decided(self.record.options, self._chosen)
         options.mode = MODE_VALUES[choice.mode]
         options.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
         workload = self._target.workload

@@ -28,6 +28,7 @@ from phauld.journal import IncomingEntry, Journal
 from phauld.node import Node, memory_available_bytes
 from phauld.options import parse_options, restore_options
 from phauld.placement import Promise
+from phauld.preflight import check_destination
 from phauld.session import Event, Phase
 from phauld.workloads import Workloads, WorkloadSpec
 
@@ -79,7 +80,8 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         await asyncio.gather(*(each.close() for each in self._sessions.values()))
 
     async def CheckTree(self, request: remote_pb2.CheckTreeRequest, context: Context) -> remote_pb2.CheckTreeResponse:
-        return remote_pb2.CheckTreeResponse(destination=self._info())
+        problems = await check_destination(self._node, request.tree, request.source, request.options)
+        return remote_pb2.CheckTreeResponse(problems=problems, destination=self._info())
 
     async def OpenSession(
         self, request: remote_pb2.OpenSessionRequest, context: Context
