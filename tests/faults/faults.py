@@ -1,0 +1,176 @@
+"""What each fault of the matrix does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from phaul.v1 import migrations_pb2, types_pb2
+from phaul.v1.types_pb2 import Options
+from tests.daemon import IMAGES_DIR, STATE_DIR
+from tests.faults.bench import Bench, Judgement, Victim
+from tests.faults.gates import Verdict
+from tests.faults.points import Point
+from tests.nodes import Process
+
+CUT_SECONDS: Final = 1.0
+STALL_SECONDS: Final = 1.5
+LONG_SECONDS: Final = 4.0
+FULL_SECONDS: Final = 1.5
+REACH_SECONDS: Final = 15.0
+_TREES: Final[dict[str, dict[str, int]]] = {
+    "one": {},
+    "three": {"children": 2, "threads": 2},
+    "outside": {"outside": True},
+}
+
+
+class NotReached(AssertionError):
+    """The fault never happened."""
+
+
+class Run:
+    """One point, once."""
+
+    def __init__(self, bench: Bench, point: Point, migration_id: str) -> None:
+        self._bench = bench
+        self._point = point
+        self._migration_id = migration_id
+        self._cli: Process | None = None
+        self._later: list[asyncio.Task[None]] = []
+        self._happened = asyncio.Event()
+        self._faults: dict[str, Callable[[], Awaitable[Verdict | None]]] = {
+            "kill-source-phauld": lambda: bench.kill_daemon("a"),
+            "kill-destination-phauld": lambda: bench.kill_daemon("b"),
+            "kill-source-criu": lambda: self._kill_criu("a:dump"),
+            "kill-destination-criu": lambda: self._kill_criu("b:restore"),
+            "kill-page-server": lambda: self._kill_criu("b:page-server"),
+            "kill-cli": self._kill_cli,
+            "link-cut": self._cut,
+            "link-stalled": lambda: self._stall(STALL_SECONDS),
+            "link-stalled-for-long": lambda: self._stall(LONG_SECONDS),
+            "lose": self._lose,
+            "lose-all": self._lose,
+            "repeat": self._repeat,
+            "wait-3-seconds": lambda: asyncio.sleep(3),
+            "cancel": self._cancel,
+            "destination-images-full": lambda: self._fill("b", IMAGES_DIR),
+            "source-images-full": lambda: self._fill("a", IMAGES_DIR),
+            "destination-state-full": lambda: self._fill("b", STATE_DIR),
+            "source-state-full": lambda: self._fill("a", STATE_DIR),
+            "destination-images-read-only": lambda: self._make_read_only("b", IMAGES_DIR),
+        }
+
+    async def run(self) -> Judgement:
+        """Start a victim, let the fault happen on its way, wait, judge. Raises NotReached, TimeoutError, Wrong."""
+        victim = await self._bench.run_victim(**_TREES[self._point.tree])  # type: ignore[arg-type]
+        self._bench.gates.clear()
+        for at, fault in self._point.first:
+            self._bench.gates.plan(at, self._faults[fault])
+        self._bench.gates.plan(self._point.at, self._happen, always=self._point.fault == "lose-all")
+        try:
+            return await self._run(victim)
+        finally:
+            for task in self._later:
+                task.cancel()
+            self._bench.link.mend()
+
+    async def _run(self, victim: Victim) -> Judgement:
+        if self._point.fault == "kill-cli":
+            self._cli = await self._bench.start_cli(victim, "--restore", "eager", "--quiet")
+        else:
+            with contextlib.suppress(Exception):  # the daemon may be killed before it has answered
+                await self._bench.migrate(victim, migration_id=self._migration_id, options=self._options())
+        try:
+            async with asyncio.timeout(REACH_SECONDS):
+                await self._happened.wait()
+        except TimeoutError:
+            raise NotReached(f"{self._point.at}: only {self._bench.gates.seen}") from None
+        await asyncio.gather(*self._later)
+        migration_id = self._migration_id
+        if self._cli is not None:
+            migration_id = await self._bench.find_record(victim)
+        await self._bench.settle(migration_id)
+        return await self._bench.judge(victim, migration_id)
+
+    def _options(self) -> Options:
+        mode = types_pb2.RESTORE_MODE_LAZY if self._point.lazy else types_pb2.RESTORE_MODE_EAGER
+        options = Options(restore_mode=mode)
+        options.freeze_budget.FromMilliseconds(round(self._point.freeze_budget_seconds * 1000))
+        return options
+
+    async def _happen(self) -> Verdict | None:
+        try:
+            return await self._faults[self._point.fault]()
+        finally:
+            self._happened.set()
+
+    def _afterwards(self, seconds: float, undo: Callable[[], object]) -> None:
+        async def wait() -> None:
+            await asyncio.sleep(seconds)
+            undo()
+
+        self._later.append(asyncio.create_task(wait()))
+
+    async def _kill_criu(self, key: str) -> None:
+        self._bench.gates.kill_criu(key)
+        if not self._point.at.startswith(key):  # else its wrapper waits for us
+            await self._bench.gates.until_gone(key)
+            await asyncio.sleep(0.05)
+
+    async def _kill_cli(self) -> None:
+        assert self._cli is not None
+        await self._cli.stop(9)
+
+    async def _cut(self) -> Verdict:
+        self._bench.link.cut()
+        self._afterwards(CUT_SECONDS, self._bench.link.mend)
+        return Verdict.LOSE
+
+    async def _stall(self, seconds: float) -> None:
+        self._bench.link.stall()
+        self._afterwards(seconds, self._bench.link.mend)
+
+    async def _lose(self) -> Verdict:
+        return Verdict.LOSE
+
+    async def _repeat(self) -> Verdict:
+        return Verdict.REPEAT
+
+    async def _cancel(self) -> None:
+        request = migrations_pb2.CancelMigrationRequest(migration_id=self._migration_id)
+        call = self._bench.migrations("a").CancelMigration(request, timeout=10)
+        self._later.append(asyncio.ensure_future(_answered(call)))
+        await asyncio.sleep(0.05)  # it has arrived
+
+    async def _fill(self, name: str, directory: Path) -> None:
+        filler = self._bench.nodes[name].root / directory.relative_to("/") / "filler"
+        fill(filler)
+        self._afterwards(FULL_SECONDS, filler.unlink)
+
+    async def _make_read_only(self, name: str, directory: Path) -> None:
+        node = self._bench.nodes[name]
+        await node.run(["mount", "-o", "remount,ro", directory])
+
+        async def undo() -> None:
+            await asyncio.sleep(FULL_SECONDS)
+            await node.run(["mount", "-o", "remount,rw", directory])
+
+        self._later.append(asyncio.create_task(undo()))
+
+
+async def _answered(call: Awaitable[object]) -> None:
+    await call
+
+
+def fill(filler: Path) -> None:
+    """Write until nothing is left of the file system."""
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            with contextlib.suppress(OSError):
+                while os.write(file.fileno(), bytes(size)) == size:
+                    pass

@@ -1,0 +1,173 @@
+"""The matrix: which fault at which boundary, and where the tree must run afterwards. Data, and nothing else.
+
+Before the source has journaled *committed* it resumes; after the destination has journaled *running* it has moved; in
+between either may be, and what counts is that it is exactly one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+RESUMED: Final = frozenset({"resumed"})
+MOVED: Final = frozenset({"moved"})
+EITHER: Final = RESUMED | MOVED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One fault at one boundary."""
+
+    fault: str
+    at: str
+    outcomes: frozenset[str]
+    tree: str = "one"  #: one process; three of them with threads; outside: one that phaul did not start
+    lazy: bool = False  #: the restore fills memory while the tree runs
+    first: tuple[
+        tuple[str, str], ...
+    ] = ()  #: faults that come before, so that the boundary is reached: (boundary, fault)
+    freeze_budget_seconds: float = 30.0
+
+    @property
+    def name(self) -> str:
+        parts = [self.fault, self.at, *(() if self.tree == "one" else (self.tree,)), *(("lazy",) if self.lazy else ())]
+        return " ".join([*parts, *(f"after {fault} {at}" for at, fault in self.first)])
+
+
+#: In the order of a migration without faults. Up to the commit the source decides.
+_BEFORE: Final = (
+    "a>b:CheckTree:request",
+    "a>b:OpenSession:request",
+    "a>b:OpenSession:reply",
+    "a>b:StartIter:request",
+    "b:page-server:request",
+    "a>b:StartIter:reply",
+    "a:dump:request",
+    "a:dump:pre-dump:notify",
+    "a:dump:query-ext-files:notify",
+    "a:dump:post-dump:notify",
+    "a>b:Restore:request",
+    "b:wait-pid:request",
+    "b:restore:request",
+    "b:restore:pre-restore:notify",
+    "b:restore:post-restore:notify",
+    "a>b:Restore:reply",
+)
+_COMMITTED: Final = ("a>b:Commit:request",)  # in the source's journal, not yet in the destination's
+_RELEASING: Final = ("b:restore:post-restore:answer", "b:restore:pre-resume:notify", "b:restore:post-resume:notify")
+_AFTER: Final = ("a>b:Commit:reply", "a:dump:post-dump:answer", "a:dump:response")
+
+
+def _at(boundaries: tuple[str, ...], *names: str) -> tuple[str, ...]:
+    """Those that begin with one of the names."""
+    return tuple(each for each in boundaries if each.startswith(names))
+
+
+def _kills() -> Iterator[Point]:
+    for at in _BEFORE:
+        yield Point(fault="kill-source-phauld", at=at, outcomes=RESUMED)
+        yield Point(fault="kill-destination-phauld", at=at, outcomes=EITHER if "CheckTree" in at else RESUMED)
+    for at in _COMMITTED:
+        yield Point(fault="kill-source-phauld", at=at, outcomes=MOVED)
+        yield Point(fault="kill-destination-phauld", at=at, outcomes=RESUMED)
+    for at in _RELEASING:
+        yield Point(fault="kill-source-phauld", at=at, outcomes=MOVED)
+        yield Point(fault="kill-destination-phauld", at=at, outcomes=RESUMED if at.endswith("answer") else MOVED)
+    for at in _AFTER:
+        yield Point(fault="kill-source-phauld", at=at, outcomes=MOVED)
+        yield Point(fault="kill-destination-phauld", at=at, outcomes=MOVED)
+
+
+def _criu_kills() -> Iterator[Point]:
+    dump = "a:dump"
+    for at in (*_at(_BEFORE, dump), "a>b:Restore:request", "a>b:Restore:reply"):
+        yield Point(fault="kill-source-criu", at=at, outcomes=RESUMED)
+    for at in ("a>b:Commit:request", "b:restore:post-restore:answer", *_AFTER):
+        yield Point(fault="kill-source-criu", at=at, outcomes=MOVED)
+    yield Point(fault="kill-page-server", at="a>b:StartIter:reply", outcomes=RESUMED)
+    yield Point(fault="kill-page-server", at="a:dump:pre-dump:notify", outcomes=RESUMED)
+    yield Point(fault="kill-page-server", at="b:wait-pid:request", outcomes=RESUMED)
+    for at in (*_at(_BEFORE, "b:restore"), "a>b:Restore:reply", *_COMMITTED, "b:restore:post-restore:answer"):
+        yield Point(fault="kill-destination-criu", at=at, outcomes=RESUMED)
+    for at in ("b:restore:pre-resume:notify", "b:restore:post-resume:notify"):
+        yield Point(fault="kill-destination-criu", at=at, outcomes=EITHER if "pre-resume" in at else MOVED)
+
+
+def _cli_kills() -> Iterator[Point]:
+    for at in ("a>b:CheckTree:request", "a>b:StartIter:reply", "a:dump:post-dump:notify", "a>b:Restore:reply",
+               "a>b:Commit:request", "a>b:Commit:reply"):  # fmt: skip
+        yield Point(fault="kill-cli", at=at, outcomes=MOVED)
+
+
+def _links() -> Iterator[Point]:
+    before = ("a>b:OpenSession:request", "a>b:OpenSession:reply", "a>b:StartIter:reply", "a:dump:pre-dump:notify",
+              "a:dump:post-dump:notify", "a>b:Restore:request", "a>b:Restore:reply")  # fmt: skip
+    for at in before:
+        yield Point(fault="link-cut", at=at, outcomes=EITHER if at.endswith("post-dump:notify") else RESUMED)
+        yield Point(fault="link-stalled", at=at, outcomes=MOVED)
+    for at in ("a>b:Commit:request", "b:restore:post-restore:answer", "a>b:Commit:reply", "a:dump:post-dump:answer"):
+        yield Point(fault="link-cut", at=at, outcomes=MOVED)
+        yield Point(fault="link-stalled", at=at, outcomes=MOVED)
+    for at in ("a:dump:pre-dump:notify", "a>b:Restore:request", "a>b:Restore:reply"):
+        yield Point(fault="link-stalled-for-long", at=at, outcomes=RESUMED, freeze_budget_seconds=1.0)
+    yield Point(fault="link-stalled-for-long", at="a>b:Commit:reply", outcomes=MOVED, freeze_budget_seconds=1.0)
+
+
+def _calls() -> Iterator[Point]:
+    for call in ("CheckTree", "OpenSession", "StartIter", "PutImages", "Restore"):
+        yield Point(fault="lose", at=f"a>b:{call}:request", outcomes=RESUMED)
+        yield Point(fault="lose", at=f"a>b:{call}:reply", outcomes=RESUMED)
+    for call in ("CheckTree", "OpenSession", "StartIter", "PutImages", "Restore", "Commit"):
+        yield Point(fault="repeat", at=f"a>b:{call}:request", outcomes=MOVED)
+    for end in ("request", "reply"):
+        yield Point(fault="lose", at=f"a>b:Commit:{end}", outcomes=MOVED)
+        doubt = (("a>b:Commit:reply", "lose"),)
+        yield Point(fault="lose", at=f"a>b:GetSession:{end}", outcomes=MOVED, first=doubt)
+        rolling_back = (("a>b:Restore:reply", "lose"),)
+        yield Point(fault="lose", at=f"a>b:Abort:{end}", outcomes=RESUMED, first=rolling_back)
+        slow = (("b:restore:post-restore:notify", "wait-3-seconds"),)
+        yield Point(fault="lose", at=f"a>b:RenewLease:{end}", outcomes=MOVED, first=slow)
+    yield Point(fault="repeat", at="a>b:GetSession:request", outcomes=MOVED, first=(("a>b:Commit:reply", "lose"),))
+    yield Point(fault="repeat", at="a>b:Abort:request", outcomes=RESUMED, first=(("a>b:Restore:reply", "lose"),))
+    slow = (("b:restore:post-restore:notify", "wait-3-seconds"),)
+    yield Point(fault="lose-all", at="a>b:RenewLease:request", outcomes=RESUMED, first=slow)
+    for fault in ("kill-source-phauld", "kill-destination-phauld", "link-cut"):
+        doubt = (("a>b:Commit:reply", "lose"),)
+        yield Point(fault=fault, at="a>b:GetSession:request", outcomes=MOVED, first=doubt)
+        rolling_back = (("a>b:Restore:reply", "lose"),)
+        yield Point(fault=fault, at="a>b:Abort:request", outcomes=RESUMED, first=rolling_back)
+
+
+def _disks() -> Iterator[Point]:
+    for at in ("a>b:OpenSession:request", "a>b:StartIter:request", "a>b:PutImages:request", "a:dump:post-dump:notify"):
+        yield Point(fault="destination-images-full", at=at, outcomes=EITHER)
+    for at in ("a>b:StartIter:reply", "a:dump:request"):
+        yield Point(fault="source-images-full", at=at, outcomes=EITHER)
+    for at in ("a>b:StartIter:request",):
+        yield Point(fault="destination-images-read-only", at=at, outcomes=RESUMED)
+    for at in ("a>b:OpenSession:request", "b:restore:post-restore:notify", "a>b:Commit:request",
+               "b:restore:pre-resume:notify"):  # fmt: skip
+        yield Point(fault="destination-state-full", at=at, outcomes=EITHER)
+    for at in ("a>b:CheckTree:request", "a>b:StartIter:reply", "a>b:Restore:reply", "a>b:Commit:request",
+               "a:dump:response"):  # fmt: skip
+        yield Point(fault="source-state-full", at=at, outcomes=EITHER)
+
+
+def _others() -> Iterator[Point]:
+    for tree in ("three", "outside"):
+        yield Point(fault="kill-source-phauld", at="a:dump:post-dump:notify", outcomes=RESUMED, tree=tree)
+        yield Point(fault="kill-source-criu", at="a>b:Restore:reply", outcomes=RESUMED, tree=tree)
+        yield Point(fault="kill-destination-criu", at="b:restore:post-restore:notify", outcomes=RESUMED, tree=tree)
+        yield Point(fault="kill-destination-phauld", at="b:restore:post-restore:answer", outcomes=RESUMED, tree=tree)
+        yield Point(fault="kill-destination-criu", at="b:restore:pre-resume:notify", outcomes=EITHER, tree=tree)
+        yield Point(fault="kill-source-criu", at="a>b:Commit:request", outcomes=MOVED, tree=tree)
+        yield Point(fault="kill-source-phauld", at="a>b:Commit:reply", outcomes=MOVED, tree=tree)
+    for at in ("a>b:Restore:reply", "a>b:Commit:request"):
+        yield Point(fault="kill-destination-phauld", at=at, outcomes=RESUMED, lazy=True)
+    yield Point(fault="kill-source-phauld", at="a>b:Commit:reply", outcomes=MOVED, lazy=True)
+    for at in ("a>b:StartIter:reply", "a:dump:post-dump:notify", "a>b:Restore:reply"):
+        yield Point(fault="cancel", at=at, outcomes=RESUMED)
+
+
+POINTS: Final = (*_kills(), *_criu_kills(), *_cli_kills(), *_links(), *_calls(), *_disks(), *_others())
