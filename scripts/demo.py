@@ -104,7 +104,16 @@ class Redis:
         """The client writes all the time, from well before the block until well after it."""
         a, b, client = self._nodes
         script = ROOT / "tests/victims/redis_writer.py"
-        argv = [sys.executable, "-I", "-S", script, self._result, str(self._port), a.lan_address, b.lan_address]
+        argv: list[str | Path] = [
+            sys.executable,
+            "-I",
+            "-S",
+            script,
+            self._result,
+            str(self._port),
+            a.lan_address,
+            b.lan_address,
+        ]
         writer = await client.start(argv)
         await self._until_written(writer, WRITES_AROUND)
         yield

@@ -129,7 +129,7 @@ class Node:
         self.lan_address = LAN_ADDRESSES[name]  #: on the client's network
         self.daemon = Phauld(self)
         self._init = init
-        self._started: list[Process] = []
+        self._entered: list[asyncio.subprocess.Process] = []
 
     @property
     def root(self) -> Path:
@@ -154,6 +154,7 @@ class Node:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, **(env or {})},
+            start_new_session=True,
         )
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -171,8 +172,9 @@ class Node:
         return done
 
     async def show(self, argv: Sequence[str | Path]) -> int:
-        """Run a command on our own terminal; its exit status."""
+        """Run a command on our own terminal, which it may be interrupted from; its exit status."""
         entered = await asyncio.create_subprocess_exec(*self._enter(("sh", "-c", _ATTACHED, "sh", *map(str, argv))))
+        self._entered.append(entered)
         return await entered.wait()
 
     async def start(
@@ -186,12 +188,12 @@ class Node:
             env={**os.environ, **(env or {})},
             start_new_session=True,
         )
+        self._entered.append(entered)
         try:
             pid = await _only_child(entered)
         except CommandFailed as exc:
             raise CommandFailed(f"{self.name}: {words} did not start: {log_tail(log)}") from exc
-        self._started.append(Process(entered, pid, log))
-        return self._started[-1]
+        return Process(entered, pid, log)
 
     async def phaul(
         self, *arguments: str | Path, check: bool = False, timeout_seconds: float = RUN_SECONDS
@@ -245,8 +247,9 @@ class Node:
             if self._init.returncode is None:
                 os.kill(self.pid, signal.SIGKILL)
                 await self._init.wait()
-        for process in self._started:
-            await process.wait(END_SECONDS)
+        async with asyncio.timeout(END_SECONDS):
+            for entered in self._entered:
+                await entered.wait()
 
     def _enter(self, argv: Sequence[str]) -> list[str]:
         return ["nsenter", "--target", str(self.pid), *_NAMESPACES, "--", *argv]
