@@ -15,6 +15,7 @@ from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase, Record
 from phaul_client.errors import PeerError, PeerRefused
 from phaul_client.remote import GrpcRemote
+from phaul_client.timeline import Step, aligned
 from phaul_client.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Coordinator:
         self._abort: asyncio.Task[None] | None = None
         self._tree: Tree | None = None
         self.destination_pid = 0
+        self.steps: list[Step] = []
 
     @property
     def phase(self) -> Phase:
@@ -155,13 +157,15 @@ class Coordinator:
         return Event.TREE_RESUMED
 
     async def _send_commit(self) -> Event:
-        self._doubt_since = self._doubt_since or time.monotonic()
+        sent = time.monotonic()
+        self._doubt_since = self._doubt_since or sent
         try:
             answer = await self._remote.commit(timeout_seconds=COMMIT_SECONDS)
         except PeerError as exc:
             logger.warning("commit not answered migration_id=%s error=%s", self._migration_id, exc)
             return Event.NO_ANSWER
         self.destination_pid = answer.pid
+        self.steps += aligned(answer.timeline, sent, time.monotonic())
         return Event.DESTINATION_RUNNING
 
     async def _ask_destination(self) -> Event:

@@ -24,6 +24,7 @@ from phaul_client.images import open_directory, relative_parent
 from phaul_client.pieces import carried_pieces, image_pieces
 from phaul_client.remote import GrpcRemote
 from phaul_client.status import reason_of, remedy_of
+from phaul_client.timeline import Step, aligned
 from phaul_client.tree import Tree, identity, stopped_pids
 from phaul_criu.child import finish
 from phaul_criu.criu import Criu
@@ -54,15 +55,6 @@ class Settings:
     carried: tuple[Path, ...] = ()  #: files that travel with the tree, such as its log
     freeze_budget_seconds: float = 60.0  #: a tree that stands still for longer is let run on
     doubt: Doubt = field(default_factory=Doubt)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A step of the last part, for the timeline; times from one monotonic clock, in seconds."""
-
-    name: str
-    start: float
-    end: float
 
 
 class CriuLocal(Coordinator):
@@ -96,7 +88,6 @@ class CriuLocal(Coordinator):
         self._task: asyncio.Task[object] | None = None
         self._cause: BaseException | None = None
         self._image_files = 0
-        self.steps: list[Step] = []
         self.pause_seconds: float | None = None
         self.dump_stats: DumpStats | None = None
         self.image_bytes = 0
@@ -223,12 +214,14 @@ class CriuLocal(Coordinator):
         return Event.IMAGES_COPIED
 
     async def _send_restore(self) -> Event:
+        sent = time.monotonic()
         try:
             answer = await self._remote.restore(
                 image_files=self._image_files, timeout_seconds=self._settings.freeze_budget_seconds
             )
         except PeerError as exc:
             return self._failed(exc)
+        self.steps += aligned(answer.timeline, sent, time.monotonic())
         self.destination_pid = answer.pid
         return Event.DESTINATION_PREPARED
 

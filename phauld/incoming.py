@@ -119,7 +119,7 @@ class Session:
         self.bytes_received = 0
         self.created_at = self.phase_since = time.time()
         self.lease_expires_at = 0.0
-        self.timeline: list[tuple[str, float, float]] = []
+        self._marks: list[tuple[str, float]] = []
 
     @property
     def phase(self) -> Phase:
@@ -213,26 +213,32 @@ class Session:
 
     async def restore(self, image_files: int) -> None:
         """Build the tree and hold it. Raises `PhaseError`, and what made the restore fail."""
-        started = time.monotonic()
         if self._phase is Phase.RECEIVING:
             await self.stop_iter(final=True)
-            self.timeline.append(("page server ends", started, time.monotonic()))
+            self._mark("page server ends")
         if image_files and image_files != len(self._image_names):
             raise ImageCorrupt(f"{len(self._image_names)} images have arrived, {image_files} were sent")
         await self.fire(Event.RESTORE)
         await self._wait_for_change(Phase.RESTORING)
         if self._phase is Phase.ABORTED:
             raise self.failure or PhaseError(self._phase, "RESTORE")
-        self.timeline.append(("restore", started, time.monotonic()))
+        self._mark("journal: prepared")
 
     async def commit(self) -> None:
         """Let the tree run, and see it run. Raises `PhaseError` if it never ran and never will."""
-        started = time.monotonic()
         await self.fire(Event.COMMIT)
         await self._wait_for_change(Phase.COMMITTING)
         if self._phase is not Phase.RUNNING:
             raise PhaseError(self._phase, "COMMIT")
-        self.timeline.append(("release", started, time.monotonic()))
+        self._mark("journal: running")
+
+    def take_marks(self) -> list[tuple[str, float]]:
+        """The steps since they were taken last, each named at its end, on the monotonic clock."""
+        marks, self._marks = self._marks, []
+        return marks
+
+    def _mark(self, name: str) -> None:
+        self._marks.append((name, time.monotonic()))
 
     async def abort(self) -> None:
         """End it, unless it is too late, which the phase then says."""
@@ -317,6 +323,7 @@ class Session:
                 assert self._released is not None
                 assert self._slot is not None
                 self._slot.release()
+                self._mark("journal: committing")
                 self._released.set_result(None)
             case Do.KILL_TREE:
                 await finish(self._kill_tree())
@@ -350,6 +357,7 @@ class Session:
             if options.lazy_pages:
                 lazy = LazyPagesOptions(images_dir_fd=images)
                 self._lazy = await LazyPages.start(self._criu.binary, lazy)
+                self._mark("lazy-pages starts")
                 self._journal.note(lazy=identity(self._lazy.pid))
             self.pid = await self._criu.restore(
                 options, on_notify=self._notified, swrk=Swrk.attach(self._slot.take_swrk())
@@ -363,13 +371,17 @@ class Session:
             os.close(images)
 
     async def _notified(self, notification: Notification) -> None:
-        if notification.name == "post-restore":
+        if notification.name == "pre-restore":
+            self._mark("criu starts")
+        elif notification.name == "post-restore":
+            self._mark("criu builds the tree")
             assert self._released is not None
             self.pid = notification.pid or 0
             self._journal.note(pid=self.pid)
             self._post(Event.TREE_HELD)
             await self._released
         elif notification.name == "post-resume":
+            self._mark("criu lets it go")
             self._post(Event.TREE_RUNS)
 
     async def _look_at_tree(self) -> None:

@@ -20,7 +20,7 @@ import grpc
 from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, remote_pb2, types_pb2
-from phaul_client import commit
+from phaul_client import commit, timeline
 from phaul_client.client import Client, RoundEnded
 from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
@@ -367,13 +367,7 @@ class Outgoing:
         if local.pause_seconds is not None:
             self.record.pause.CopyFrom(convert.duration(local.pause_seconds))
         origin = local.steps[0].start if local.steps else 0.0
-        for step in local.steps:
-            self.record.timeline.add(
-                name=step.name,
-                node_name=self._node.name,
-                start=convert.duration(step.start - origin),
-                end=convert.duration(step.end - origin),
-            )
+        self.record.timeline.extend(timeline.messages(local.steps, origin, {"": self._node.name}))
 
     def _ended_badly(self, error: BaseException) -> None:
         shown: BaseException = error

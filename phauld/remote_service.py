@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -21,6 +22,7 @@ from phaul_client.errors import (
     PhaulError,
     TooManyMigrations,
 )
+from phaul_client.timeline import steps_since
 from phauld import convert, placement, session
 from phauld.dataport import DataPort
 from phauld.incoming import Incoming, Session
@@ -143,15 +145,21 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         return remote_pb2.PutImagesResponse(files=writer.files, bytes=writer.bytes)
 
     async def Restore(self, request: remote_pb2.RestoreRequest, context: Context) -> remote_pb2.RestoreResponse:
+        arrival = time.monotonic()
         found = await self._get(request.migration_id)
+        found.take_marks()
         await found.restore(request.image_files)
-        return remote_pb2.RestoreResponse(pid=found.pid, session=self._message(found))
+        steps = steps_since(arrival, found.take_marks(), self._node.name)
+        return remote_pb2.RestoreResponse(pid=found.pid, timeline=steps, session=self._message(found))
 
     async def Commit(self, request: remote_pb2.CommitRequest, context: Context) -> remote_pb2.CommitResponse:
+        arrival = time.monotonic()
         self._check_node(request.destination_node_id)
         found = await self._get(request.migration_id)
+        found.take_marks()
         await found.commit()
-        return remote_pb2.CommitResponse(pid=found.pid, session=self._message(found))
+        steps = steps_since(arrival, found.take_marks(), self._node.name)
+        return remote_pb2.CommitResponse(pid=found.pid, timeline=steps, session=self._message(found))
 
     async def Abort(self, request: remote_pb2.AbortRequest, context: Context) -> remote_pb2.AbortResponse:
         found = await self._find(request.migration_id)
