@@ -46,7 +46,7 @@ def phaul() -> None:
 
 for each in (
     *(workloads.run, workloads.ps, workloads.wait, workloads.stop, workloads.rm, workloads.logs),
-    *(migrate.migrate, migrations.status, migrations.cancel, migrations.resolve),
+    *(migrate.migrate, migrations.status, migrations.report, migrations.cancel, migrations.resolve),
     *(node.preflight, node.doctor, node.info),
 ):
     phaul.add_command(each)

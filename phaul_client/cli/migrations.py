@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
 from typing import Final, TypeVar
 
 import click
@@ -14,6 +15,7 @@ from phaul_client.cli.connection import CALL_SECONDS, Daemon, translate
 from phaul_client.cli.errors import tell_failure
 from phaul_client.cli.json_output import migration_json
 from phaul_client.cli.outcomes import Outcome, outcome_of
+from phaul_client.cli.report import report_page
 from phaul_client.cli.session import Session, command
 from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError
 
@@ -85,6 +87,29 @@ async def status(session: Session, migration_id: str | None) -> None:
         newest = (await daemon.migrations.ListMigrations(request, timeout=CALL_SECONDS)).migrations
     shown = {"migrations": [migration_json(each) for each in newest]}
     session.show(shown, render.migration_table(newest, time.time()))
+
+
+@command("report", "phaul report 3f2a --html report.html", "phaul report 3f2a --json")
+@id_argument
+@click.option("--html", "file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Write a page.")
+async def report(session: Session, migration_id: str, file: Path | None) -> None:
+    """Report on one migration, with a picture of its freeze.
+
+    The page that --html writes needs nothing but a browser.
+    """
+    async with session.connect() as daemon:
+        migration = await find(daemon, migration_id)
+    if file is not None:
+        _write(file, report_page(migration))
+    written = f"\n\nwritten to {file}" if file is not None else ""
+    session.show(migration_json(migration), render.migration_details(migration) + written)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise InvalidRequest(f"{file}: {exc.strerror}") from exc
 
 
 @command("cancel", "phaul cancel 3f2a", "phaul cancel 3f2a --reason 'wrong node'")

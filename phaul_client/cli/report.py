@@ -1,0 +1,115 @@
+"""The report of one migration as a single HTML page that needs nothing else (pure)."""
+
+import html
+from collections.abc import Iterable, Sequence
+from string import Template
+from typing import Final
+
+from google.protobuf import duration_pb2
+
+from phaul.v1 import types_pb2
+from phaul.v1.migrations_pb2 import Migration
+from phaul_client.cli import render
+from phaul_client.cli.units import format_bytes
+
+_WIDTH: Final = 860
+_LABELS: Final = 190
+_ROW: Final = 26
+_COLOURS: Final = ("#2563eb", "#d97706")
+_TICKS: Final = 5
+
+_PAGE: Final = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>phaul: $title</title>
+<style>
+ body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2em auto; padding: 0 1em; color: #1f2937 }
+ h1 { font-size: 1.4em } h2 { font-size: 1.1em; margin-top: 1.8em }
+ table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .2em .8em .2em 0 }
+ tr { border-bottom: 1px solid #e5e7eb } th { color: #6b7280; font-weight: normal }
+ pre { background: #f3f4f6; padding: 1em; overflow-x: auto } svg { width: 100%; height: auto }
+ .key { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em }
+</style></head><body>
+<h1>$title</h1>
+<pre>$summary</pre>
+<h2>The freeze, step by step</h2>
+<p>Milliseconds from the start of the freeze, both nodes on the source's clock. $key</p>
+$picture
+<h2>Rounds</h2>
+$rounds
+<h2>What preflight found</h2>
+$problems
+</body></html>
+""")
+
+
+def report_page(migration: Migration) -> str:
+    """The whole page."""
+    nodes = tuple(dict.fromkeys(step.node_name for step in migration.timeline))
+    key = "".join(
+        f'<span class="key" style="background:{_colour(nodes, node)}"></span>{html.escape(node)}' for node in nodes
+    )
+    return _PAGE.substitute(
+        title=html.escape(f"{migration.workload or migration.pid} to {migration.destination_address}"),
+        summary=html.escape(render.migration_details(migration)),
+        key=key,
+        picture=timeline_picture(migration.timeline, nodes) if migration.timeline else "<p>It did not freeze.</p>",
+        rounds=_rounds(migration.rounds),
+        problems=_problems(migration.problems),
+    )
+
+
+def timeline_picture(steps: Sequence[types_pb2.TimelineStep], nodes: Sequence[str]) -> str:
+    """A bar for each step, as SVG."""
+    end = max(_milliseconds(step.end) for step in steps) or 1.0
+    scale = (_WIDTH - _LABELS - 60) / end
+    height = _ROW * (len(steps) + 1)
+    rows = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" font-size="13" xmlns="http://www.w3.org/2000/svg">']
+    for tick in range(_TICKS + 1):
+        value = end * tick / _TICKS
+        x = _LABELS + value * scale
+        rows.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - _ROW}" stroke="#e5e7eb"/>')
+        rows.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle" fill="#6b7280">{value:.0f}</text>')
+    for number, step in enumerate(steps):
+        start, length = _milliseconds(step.start), _milliseconds(step.end) - _milliseconds(step.start)
+        x, y, width = _LABELS + start * scale, number * _ROW, max(length * scale, 1.5)
+        colour = _colour(nodes, step.node_name)
+        rows.append(f'<text x="{_LABELS - 8}" y="{y + 17}" text-anchor="end">{html.escape(step.name)}</text>')
+        rows.append(f'<rect x="{x:.1f}" y="{y + 4}" width="{width:.1f}" height="{_ROW - 8}" rx="2" fill="{colour}"/>')
+        rows.append(f'<text x="{x + width + 5:.1f}" y="{y + 17}" fill="#6b7280">{length:.1f}</text>')
+    return "\n".join([*rows, "</svg>"])
+
+
+def _rounds(rounds: Iterable[types_pb2.RoundStats]) -> str:
+    return _table(
+        ("round", "pages written", "skipped", "sent", "took", "frozen", "expected pause"),
+        [
+            (
+                f"{each.index}{' (last)' if each.final else ''}",
+                f"{each.pages_written:,}",
+                f"{each.pages_skipped_parent:,}",
+                format_bytes(each.bytes_sent),
+                render.duration(each.duration),
+                render.duration(each.frozen),
+                render.duration(each.expected_pause) if each.HasField("expected_pause") else "",
+            )
+            for each in rounds
+        ],
+    )
+
+
+def _problems(problems: Iterable[types_pb2.Problem]) -> str:
+    rows = [(each.code, each.node_name, each.subject, each.message, each.remedy) for each in problems]
+    return _table(("code", "node", "what", "why", "remedy"), rows) if rows else "<p>Nothing.</p>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>{body}</table>"
+
+
+def _colour(nodes: Sequence[str], node: str) -> str:
+    return _COLOURS[nodes.index(node) % len(_COLOURS)]
+
+
+def _milliseconds(message: duration_pb2.Duration) -> float:
+    return message.ToMicroseconds() / 1000
