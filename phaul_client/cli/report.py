@@ -26,7 +26,7 @@ _PAGE: Final = Template("""<!doctype html>
  h1 { font-size: 1.4em } h2 { font-size: 1.1em; margin-top: 1.8em }
  table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .2em .8em .2em 0 }
  tr { border-bottom: 1px solid #e5e7eb } th { color: #6b7280; font-weight: normal }
- pre { background: #f3f4f6; padding: 1em; overflow-x: auto } svg { width: 100%; height: auto }
+ pre { background: #f3f4f6; padding: 1em; white-space: pre-wrap } svg { width: 100%; height: auto }
  .key { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em }
 </style></head><body>
 <h1>$title</h1>
@@ -50,7 +50,7 @@ def report_page(migration: Migration) -> str:
     )
     return _PAGE.substitute(
         title=html.escape(f"{migration.workload or migration.pid} to {migration.destination_address}"),
-        summary=html.escape(render.migration_details(migration)),
+        summary=html.escape(render.summary(migration)),
         key=key,
         picture=timeline_picture(migration.timeline, nodes) if migration.timeline else "<p>It did not freeze.</p>",
         rounds=_rounds(migration.rounds),
