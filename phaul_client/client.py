@@ -17,8 +17,17 @@ from typing import Final
 
 from phaul_client.config import Config
 from phaul_client.images import ImageChain, open_directory, relative_parent
-from phaul_client.local import Local
-from phaul_client.policy import DowntimePolicy, Iterate, IterStats, Limits, Policy, StopCopyPolicy, Verdict
+from phaul_client.local import Local, ServesPages
+from phaul_client.policy import (
+    DowntimePolicy,
+    Iterate,
+    IterStats,
+    Limits,
+    Policy,
+    StopCopyPolicy,
+    SwitchToPostcopy,
+    Verdict,
+)
 from phaul_client.remote import Remote
 from phaul_client.rounds import PAGE_SIZE_BYTES
 from phaul_criu.criu import Criu
@@ -88,7 +97,12 @@ class Client:
             verdict = policy.decide(history, self._limits)
             self._on_round(RoundEnded(stats, verdict))
         logger.info("last round after=%d verdict=%s", len(history), type(verdict).__name__)
-        await self._last_round()
+        if isinstance(verdict, SwitchToPostcopy):
+            if not isinstance(self._local, ServesPages):
+                raise TypeError(f"{type(self._local).__name__} cannot do post-copy, which the policy wants")
+            await self._local.dump_copy_serve(self._criu, self._config, self._chain.last)
+        else:
+            await self._last_round()
         return history
 
     async def _default_policy(self) -> Policy:

@@ -187,6 +187,12 @@ class Coordinator:
         self.destination_pid = session.pid or self.destination_pid
         return _ANSWERS.get(session.phase, Event.NO_ANSWER)
 
+    async def _wait_for_resolution(self) -> Event:
+        """An operator's answer, where nobody else can give one."""
+        if self._resolution is None:
+            self._resolution = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(self._resolution)
+
     def _no_answer(self) -> Event:
         if self._phase is Phase.HELD or time.monotonic() - self._doubt_since < self._doubt.seconds:
             return Event.NO_ANSWER

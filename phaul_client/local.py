@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase
@@ -44,6 +44,17 @@ class Local(Protocol):
         """Dump the tree over `config.memfd`, with `last_client_images_path` as the parent; copy; restore.
 
         The tree is frozen all the while. Returning kills it; raising lets it run on.
+        """
+
+
+@runtime_checkable
+class ServesPages(Local, Protocol):
+    """A `Local` that can also do post-copy."""
+
+    async def dump_copy_serve(self, criu: Criu, config: Config, last_client_images_path: Path | None) -> None:
+        """Dump the tree without its pages; copy; restore; serve the pages to the tree that runs there.
+
+        Returning kills it; raising lets it run on, unless the error is `OutcomeUnknown`.
         """
 
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol, Self, TypeVar
 
 import grpc
 
-from phaul.v1 import remote_pb2, remote_pb2_grpc
+from phaul.v1 import remote_pb2, remote_pb2_grpc, types_pb2
 from phaul_client.errors import PeerError, PeerUnavailable, RemoteProtocolError
 from phaul_client.pieces import messages
 from phaul_client.status import from_rpc_error
@@ -28,6 +28,10 @@ CONNECT_SECONDS: Final = 5.0
 STOP_ITER_SECONDS: Final = 120.0
 PUT_IMAGES_SECONDS: Final = 120.0
 LEASE_RENEWALS: Final = 3  # per lease
+STREAM_KINDS: Final = {
+    StreamKind.PAGES: types_pb2.STREAM_KIND_PAGES,
+    StreamKind.LAZY_PAGES: types_pb2.STREAM_KIND_LAZY_PAGES,
+}
 
 _Answer = TypeVar("_Answer", covariant=True)
 
@@ -86,9 +90,16 @@ class GrpcRemote:
         answer = await self._call(self._stub.OpenSession(request, timeout=CALL_SECONDS))
         self._destination_node_id = answer.destination.node_id
         host = self.address.rpartition(":")[0].strip("[]")
-        self._socket = await self._connect(host, answer.data_port, answer.data_token)
+        self._socket = await self._connect(host, answer.data_port, Preamble(StreamKind.PAGES, answer.data_token))
         self._lease = asyncio.create_task(self._renew(answer.lease.ToTimedelta().total_seconds()), name="lease")
         return answer
+
+    async def open_stream(self, kind: StreamKind) -> socket.socket:
+        """One more connection to the data port, the caller's. Raises `PeerError`."""
+        request = remote_pb2.OpenStreamRequest(migration_id=self.migration_id, kind=STREAM_KINDS[kind])
+        answer = await self._call(self._stub.OpenStream(request, timeout=CALL_SECONDS))
+        host = self.address.rpartition(":")[0].strip("[]")
+        return await self._connect(host, answer.data_port, Preamble(kind, answer.data_token))
 
     async def start_iter(self) -> None:
         """See `Remote`. Raises `PeerError`."""
@@ -170,7 +181,7 @@ class GrpcRemote:
             except grpc.aio.AioRpcError as exc:  # the lease has two more chances; what matters asks for itself
                 logger.warning("lease not renewed migration_id=%s error=%s", self.migration_id, exc.details())
 
-    async def _connect(self, host: str, port: int, token: bytes) -> socket.socket:
+    async def _connect(self, host: str, port: int, preamble: Preamble) -> socket.socket:
         loop = asyncio.get_running_loop()
         peer = f"{host}:{port}"
         with contextlib.ExitStack() as stack:
@@ -182,7 +193,7 @@ class GrpcRemote:
                     sock = stack.enter_context(socket.socket(family, kind, protocol))
                     sock.setblocking(False)
                     await loop.sock_connect(sock, address)
-                    await loop.sock_sendall(sock, Preamble(StreamKind.PAGES, token).encode())
+                    await loop.sock_sendall(sock, preamble.encode())
                     verdict = await loop.sock_recv(sock, 1)
             except (OSError, TimeoutError) as exc:
                 raise PeerUnavailable(

@@ -23,6 +23,7 @@ class StreamKind(enum.IntEnum):
     """What flows on a data connection."""
 
     PAGES = 1  #: criu's page-server protocol, pushed by the source
+    LAZY_PAGES = 2  #: post-copy: what two relays say to each other (relay_frames.py)
 
 
 class Verdict(enum.IntEnum):

@@ -1,0 +1,399 @@
+"""The source's part of post-copy: its criu serves pages to a tree that is restored, and then runs, elsewhere.
+
+`PostcopyLocal` is `CriuLocal` with `POSTCOPY_TRANSITIONS`: `post-dump` is answered before the restore, and from then on
+the tree is held by its page connection, which a relay carries that outlives phauld. The invariant: the relay is told to
+finish only from CONFIRMED, and to abort only from ROLLING_BACK; nothing else ends the page connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from phaul_client import commit
+from phaul_client.commit import Do, Event, Phase
+from phaul_client.config import Config
+from phaul_client.coordinator import Doubt, Journal, Recovery, nothing
+from phaul_client.errors import PeerError, PhaulError
+from phaul_client.images import relative_parent
+from phaul_client.local import CriuLocal, Settings
+from phaul_client.remote import GrpcRemote
+from phaul_client.stream import StreamKind
+from phaul_client.timeline import Step
+from phaul_client.tree import Tree, identity, is_alive, stopped_pids, wait_until_gone
+from phaul_criu.child import finish
+from phaul_criu.criu import Criu
+from phaul_criu.swrk import Notification, Swrk
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS: Final = 0.1
+RELINK_SECONDS: Final = 1.0
+CRIU_END_SECONDS: Final = 60.0
+
+
+#: The destination has the word, or still needs pages: criu must live on.
+_NEEDS_SERVER: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING})
+
+
+class RelayGone(PhaulError):
+    """The relay has ended, and with it, mostly, its criu."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayStatus:
+    """What a relay does now. Counters count from its start."""
+
+    criu_pid: int
+    page_fd: int  #: criu's end of the page socket, a number in criu's process
+    is_linked: bool
+    page_bytes: int
+    wire_bytes: int
+    pages: int
+
+
+class ServingRelay(Protocol):
+    """The relay of a source. Calls raise `RelayGone`."""
+
+    @property
+    def process(self) -> Mapping[str, Any]: ...
+
+    async def status(self) -> RelayStatus: ...
+
+    async def link(self, sock: socket.socket) -> None: ...
+
+    async def finish(self) -> None: ...
+
+    async def abort(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far the filling has come."""
+
+    sent_bytes: int
+    pages_missing: int
+
+
+#: Starts a relay with a `criu swrk` below it: the relay, and the connection to criu.
+StartRelay = Callable[[], Awaitable[tuple[ServingRelay, socket.socket]]]
+OnProgress = Callable[[Progress], None]
+
+
+class Serving:
+    """Keeps the relay linked and asks the destination, until it needs no more pages."""
+
+    def __init__(
+        self, migration_id: str, remote: GrpcRemote, relay: ServingRelay, doubt: Doubt, on_progress: OnProgress
+    ) -> None:
+        self._migration_id = migration_id
+        self._remote = remote
+        self._relay = relay
+        self._doubt = doubt
+        self._on_progress = on_progress
+
+    async def link(self) -> None:
+        """Connect the relay to the destination. Raises `PeerError`, `RelayGone`."""
+        await self._relay.link(await self._remote.open_stream(StreamKind.LAZY_PAGES))
+
+    @contextlib.asynccontextmanager
+    async def linked(self) -> AsyncIterator[None]:
+        """Make a new connection whenever there is none."""
+        task = asyncio.create_task(self._keep_linked(), name=f"link-{self._migration_id}")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def fill(self) -> Event:
+        """See every page over."""
+        heard_at = time.monotonic()
+        while True:
+            try:
+                session = await self._remote.get_session()
+                heard_at = time.monotonic()
+                if session.HasField("error"):
+                    logger.error("pages lost migration_id=%s error=%s", self._migration_id, session.error.message)
+                    return Event.CRIU_LOST
+                if not session.filling:
+                    return Event.PAGES_FILLED
+                sent_bytes = (await self._relay.status()).page_bytes
+                self._on_progress(Progress(sent_bytes=sent_bytes, pages_missing=session.pages_missing))
+            except RelayGone as exc:
+                logger.error("criu lost while it served pages migration_id=%s error=%s", self._migration_id, exc)
+                return Event.CRIU_LOST
+            except PeerError as exc:
+                logger.warning("destination silent migration_id=%s error=%s", self._migration_id, exc)
+                if time.monotonic() - heard_at > self._doubt.seconds:
+                    return Event.DOUBT_EXPIRED
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _keep_linked(self) -> None:
+        patience_seconds = POLL_SECONDS
+        while True:
+            await asyncio.sleep(patience_seconds)
+            patience_seconds = POLL_SECONDS
+            try:
+                if not (await self._relay.status()).is_linked:
+                    await self.link()
+                    logger.info("page link made migration_id=%s", self._migration_id)
+            except RelayGone:
+                return
+            except PeerError as exc:
+                logger.warning("page link not made migration_id=%s error=%s", self._migration_id, exc)
+                patience_seconds = RELINK_SECONDS
+
+
+async def end_serving(relay: ServingRelay | None, how: Callable[[ServingRelay], Awaitable[None]]) -> None:
+    """Tell the relay how it ends. One that is gone has told its criu nothing, and criu is gone or gets killed next."""
+    if relay is not None:
+        try:
+            await how(relay)
+        except RelayGone as exc:
+            logger.warning("relay gone error=%s", exc)
+
+
+class PostcopyLocal(CriuLocal):
+    """Moves the tree first and its memory behind it. Good for one migration, also one that ends without post-copy."""
+
+    def __init__(
+        self,
+        migration_id: str,
+        remote: GrpcRemote,
+        journal: Journal,
+        settings: Settings,
+        *,
+        start_relay: StartRelay,
+        on_progress: OnProgress,
+        on_phase: Callable[[Phase], None] = lambda _: None,
+        clean_up: Callable[[], Awaitable[None]] = nothing,
+    ) -> None:
+        super().__init__(migration_id, remote, journal, settings, on_phase=on_phase, clean_up=clean_up)
+        self._start_relay = start_relay
+        self._on_progress = on_progress
+        self._relay: ServingRelay | None = None
+        self._pages: Serving | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._criu: dict[str, object] = {}
+        self._frozen_at = 0.0
+
+    async def dump_copy_serve(self, criu: Criu, config: Config, last_client_images_path: Path | None) -> None:
+        """Freeze the tree, restore it there, serve its pages until none is missing. Raises as `dump_copy_restore`."""
+        self._transitions = commit.POSTCOPY_TRANSITIONS
+        self._config = config
+        self._task = asyncio.current_task()
+        self._directory = config.wdir / "last"
+        self._directory.mkdir(mode=0o700)
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        watchdog = None
+        try:
+            swrk, page_fd = await self._prepare(config.pid)
+            options = dataclasses.replace(
+                self._settings.dump,
+                images_dir_fd=descriptor,
+                pid=config.pid,
+                lazy_pages_fd=page_fd,
+                parent_img=relative_parent(self._directory, last_client_images_path),
+                track_mem=last_client_images_path is not None,
+                log_file="dump.log",
+            )
+            watchdog = asyncio.get_running_loop().call_later(
+                self._settings.freeze_budget_seconds, self.cancel, Event.DEADLINE_PASSED
+            )
+            await self._see_through(asyncio.create_task(criu.dump(options, on_notify=self._notified, swrk=swrk)))
+            await self._complete()
+        except (Exception, asyncio.CancelledError) as exc:
+            await self.unwind(exc)
+        finally:
+            if watchdog is not None:
+                watchdog.cancel()
+            os.close(descriptor)
+            if self._tree is not None:
+                self._tree.close()
+
+    async def _prepare(self, pid: int) -> tuple[Swrk, int]:
+        """All that can be done before the freeze."""
+        self._relay, sock = await self._start_relay()
+        swrk = Swrk.attach(sock)
+        try:
+            status = await self._relay.status()
+            self._criu = identity(status.criu_pid)
+            self._pages = Serving(self._migration_id, self._remote, self._relay, self._doubt, self._on_progress)
+            await self._pages.link()
+            self._stopped_before = stopped_pids(pid)
+            self._journal.note(
+                root=identity(pid),
+                stopped_before=sorted(self._stopped_before),
+                criu=self._criu,
+                relay=dict(self._relay.process),
+            )
+            await self.fire(Event.LAST_ROUND)
+        except BaseException:
+            await swrk.aclose()  # criu ends, and the relay with it
+            raise
+        return swrk, status.page_fd
+
+    async def _see_through(self, dump: asyncio.Task[Any]) -> None:
+        """Wait for the dump, which ends when the last page has gone, and for the events that run beside it."""
+        try:
+            await asyncio.shield(dump)
+        except asyncio.CancelledError:
+            await finish(self._let_go(dump))
+            raise
+        except Exception as exc:
+            self._cause = self._cause or exc
+            if self._serving is not None:
+                if self._phase in commit.CANCELLABLE:
+                    self._serving.cancel()
+                await asyncio.gather(self._serving, return_exceptions=True)  # in doubt it goes on asking
+            await criu_gone(self._criu)
+            raise
+        assert self._serving is not None
+        await self._serving
+        commits = [step for step in self.steps if step.name == "commit"]
+        self.pause_seconds = (commits[-1].end if commits else time.monotonic()) - self._frozen_at
+
+    async def _let_go(self, dump: asyncio.Task[Any]) -> None:
+        """We are cancelled: roll back or, when it is too late, leave criu and its relay to the next phauld."""
+        if self._serving is None:
+            dump.cancel()  # criu loses its connection and lets the tree run on
+        else:
+            if self._phase in (*commit.CANCELLABLE, *_NEEDS_SERVER):
+                self._serving.cancel()
+            await asyncio.gather(self._serving, return_exceptions=True)
+            if self._phase in _NEEDS_SERVER:
+                dump.cancel()  # criu does not look at that connection while it serves
+        await asyncio.gather(dump, return_exceptions=True)
+        if self._phase not in _NEEDS_SERVER:
+            await criu_gone(self._criu)
+
+    async def _notified(self, notification: Notification) -> None:
+        match notification.name:
+            case "pre-dump":
+                self._frozen_at = time.monotonic()
+            case "post-dump":
+                self.steps.append(Step("freeze and dump", self._frozen_at, time.monotonic()))
+                await self.fire(Event.TREE_FROZEN)
+                if self._phase is Phase.ROLLING_BACK:
+                    raise self._cause or RuntimeError("rolled back without a cause")
+            case "status-ready":
+                self._serving = asyncio.create_task(self._serve(), name=f"serve-{self._migration_id}")
+
+    async def _serve(self) -> None:
+        """From the served pages to the last one."""
+        try:
+            assert self._pages is not None
+            async with self._pages.linked():
+                await self.fire(Event.PAGES_READY)
+            while self._phase is Phase.HELD:  # the source's criu is lost: only a person can choose
+                await self.fire(await self._wait_for_resolution())
+        except asyncio.CancelledError:
+            if self._phase in commit.CANCELLABLE:
+                await finish(self.fire(self._stop_wanted or Event.FAILED))
+            raise
+        except Exception as exc:  # the journal cannot be written, for instance
+            logger.exception("failed migration_id=%s", self._migration_id)
+            self._cause = exc
+            if self._phase in commit.CANCELLABLE:
+                await self.fire(Event.FAILED)
+
+    def cancel(self, event: Event = Event.CANCELLED) -> bool:
+        if self._serving is None or self._serving.done():
+            return super().cancel(event)
+        if self._phase not in commit.CANCELLABLE:
+            return False
+        self._stop_wanted = event
+        self._serving.cancel()
+        return True
+
+    async def perform(self, act: Do) -> Event | None:
+        match act:
+            case Do.ANSWER_POST_DUMP:
+                return None  # by returning from the notification
+            case Do.SERVE_PAGES:
+                assert self._pages is not None
+                self._remote.stop_renewing()
+                return await self._pages.fill()
+            case Do.KILL_TREE if self._serving is not None:
+                await end_serving(self._relay, lambda relay: relay.finish())
+                return None
+            case Do.RESUME_TREE if self._serving is not None:
+                await end_serving(self._relay, lambda relay: relay.abort())
+                return None
+            case _:
+                return await super().perform(act)
+
+    async def unwind(self, error: BaseException) -> None:
+        if self._phase is Phase.FILLING:  # phauld stops; the next one goes on
+            raise error
+        await super().unwind(error)
+
+
+class PostcopyRecovery(Recovery):
+    """A post-copy migration that a restarted phauld found in its journal; its relay and criu may live on."""
+
+    def __init__(
+        self,
+        migration_id: str,
+        remote: GrpcRemote,
+        journal: Journal,
+        *,
+        phase: Phase,
+        tree: Tree,
+        relay: ServingRelay,
+        criu: Mapping[str, Any],
+        doubt: Doubt,
+        on_progress: OnProgress,
+        on_phase: Callable[[Phase], None] = lambda _: None,
+        clean_up: Callable[[], Awaitable[None]] = nothing,
+    ) -> None:
+        super().__init__(
+            migration_id, remote, journal, phase=phase, tree=tree, doubt=doubt, on_phase=on_phase, clean_up=clean_up
+        )
+        self._transitions = commit.POSTCOPY_TRANSITIONS
+        self._relay = relay
+        self._criu = criu
+        self._pages = Serving(migration_id, remote, relay, doubt, on_progress)
+
+    async def run(self) -> Phase:
+        assert self._tree is not None
+        with self._tree:
+            async with self._pages.linked():
+                await self.fire(Event.RESTARTED)
+            while self._phase is Phase.HELD:
+                await self.fire(await self._wait_for_resolution())
+        return self._phase
+
+    async def perform(self, act: Do) -> Event | None:
+        match act:
+            case Do.SERVE_PAGES:
+                return await self._pages.fill()
+            case Do.KILL_TREE:
+                await end_serving(self._relay, lambda relay: relay.finish())
+                await criu_gone(self._criu)
+            case Do.RESUME_TREE:
+                await end_serving(self._relay, lambda relay: relay.abort())
+                await criu_gone(self._criu)
+        return await super().perform(act)
+
+
+async def criu_gone(process: Mapping[str, Any]) -> None:
+    """Wait until criu has let go of the tree; one that does not end is killed, which lets go of it as well."""
+    if not process or not is_alive(process):
+        return
+    try:
+        async with asyncio.timeout(CRIU_END_SECONDS):
+            await wait_until_gone(process["pid"])
+    except TimeoutError:
+        with Tree.again([{**process, "stopped_by_us": False}]) as criu:
+            await criu.kill()
