@@ -366,7 +366,7 @@ class Session:
         except Exception as exc:
             self.failure = exc
             logger.warning("restore failed migration_id=%s error=%s", self.incoming.migration_id, exc)
-            self._post(Event.TREE_NEVER_RAN if self._phase is Phase.COMMITTING else Event.TREE_LOST)
+            self._post(Event.TREE_LOST)
         finally:
             os.close(images)
 

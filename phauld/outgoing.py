@@ -248,6 +248,7 @@ class Outgoing:
         return local
 
     async def _recover(self, entry: OutgoingEntry) -> None:
+        self._has_opened = True
         await wait_or_kill(entry.detail.get("criu"))
         async with (
             grpc.aio.insecure_channel(self.record.destination_address) as channel,

@@ -84,7 +84,7 @@ class Event(StrEnum):
 
     #: criu notified `post-restore`: the tree is complete and held.
     TREE_HELD = "TREE_HELD"
-    #: criu failed, refused or died before it was told to let the tree go.
+    #: criu failed, refused or died; in COMMITTING that does not say whether it had let the tree go.
     TREE_LOST = "TREE_LOST"
     #: criu let go of every task: the tree ran, whether or not it still does.
     TREE_RUNS = "TREE_RUNS"
@@ -196,6 +196,8 @@ TRANSITIONS: Final[Transitions] = MappingProxyType(
         # Too late for both, and neither is an error: the commit came first.
         (Phase.COMMITTING, Event.ABORT): Step(Phase.COMMITTING, (Do.ANSWER,)),
         (Phase.COMMITTING, Event.LEASE_EXPIRED): Step(Phase.COMMITTING),
+        # criu failed after it was told to let the tree go: it may have done so, or not.
+        (Phase.COMMITTING, Event.TREE_LOST): Step(Phase.COMMITTING, (Do.LOOK_AT_TREE,)),
         (Phase.COMMITTING, Event.TREE_RUNS): _RAN,
         (Phase.COMMITTING, Event.TREE_NEVER_RAN): _NEVER_RAN,
         (Phase.COMMITTING, Event.RESTARTED): Step(Phase.COMMITTING, (Do.LOOK_AT_TREE,)),
