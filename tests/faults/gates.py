@@ -66,7 +66,8 @@ class Gates:
             return Verdict.GO
         if not always:
             del self._plans[boundary]
-        return await damage() or Verdict.GO
+        # shielded: the call that waits here is cancelled when its caller is killed
+        return await asyncio.shield(asyncio.ensure_future(damage())) or Verdict.GO
 
     def kill_criu(self, key: str) -> None:
         """SIGKILL the real criu of "NODE:OPERATION", and a page server that it forked."""
