@@ -13,8 +13,9 @@ from typing import Final, Protocol, assert_never
 from phaul.v1 import types_pb2
 from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase, Record
-from phaul_client.errors import PeerError, PeerRefused
+from phaul_client.errors import PeerError, PeerRefused, PhaulError
 from phaul_client.remote import GrpcRemote
+from phaul_client.status import from_failure
 from phaul_client.timeline import Step, aligned
 from phaul_client.tree import Tree
 
@@ -80,6 +81,7 @@ class Coordinator:
         self._resolution: asyncio.Future[Event] | None = None
         self._abort: asyncio.Task[None] | None = None
         self._tree: Tree | None = None
+        self._cause: BaseException | None = None  # of a roll-back
         self.destination_pid = 0
         self.steps: list[Step] = []
 
@@ -175,6 +177,9 @@ class Coordinator:
             self._resolution = asyncio.get_running_loop().create_future()
         await asyncio.wait([self._resolution], timeout=self._patience)
         if self._resolution.done():
+            self._cause = PhaulError(
+                "the destination did not answer; an operator, or the policy, decided", reason="OUTCOME_UNKNOWN"
+            )
             return self._resolution.result()
         self._patience = min(2 * self._patience, LAST_PATIENCE_SECONDS)
         try:
@@ -185,6 +190,8 @@ class Coordinator:
         except PeerError:
             return self._no_answer()
         self.destination_pid = session.pid or self.destination_pid
+        if session.phase == types_pb2.SESSION_PHASE_ABORTED:
+            self._cause = from_failure(self._remote.address, session.error)
         return _ANSWERS.get(session.phase, Event.NO_ANSWER)
 
     async def _wait_for_resolution(self) -> Event:
@@ -196,7 +203,7 @@ class Coordinator:
     def _no_answer(self) -> Event:
         if self._phase is Phase.HELD or time.monotonic() - self._doubt_since < self._doubt.seconds:
             return Event.NO_ANSWER
-        if self._doubt.event is not None and self._resolution is not None:
+        if self._doubt.event is not None and self._resolution is not None and not self._resolution.done():
             self._resolution.set_result(self._doubt.event)
         return Event.DOUBT_EXPIRED
 

@@ -19,7 +19,7 @@ from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase
 from phaul_client.config import Config
 from phaul_client.coordinator import Coordinator, Doubt, Journal, nothing
-from phaul_client.errors import MigrationCancelled, PeerError, RolledBack
+from phaul_client.errors import MigrationCancelled, PeerError, PhaulError, RolledBack
 from phaul_client.images import open_directory, relative_parent
 from phaul_client.pieces import carried_pieces, image_pieces
 from phaul_client.remote import GrpcRemote
@@ -97,7 +97,6 @@ class CriuLocal(Coordinator):
         self._stopped_before: frozenset[int] = frozenset()
         self._stop_wanted: Event | None = None  # a cancel or a deadline, until it has become an event
         self._task: asyncio.Task[object] | None = None
-        self._cause: BaseException | None = None
         self._image_files = 0
         self.pause_seconds: float | None = None
         self.dump_stats: DumpStats | None = None
@@ -163,6 +162,9 @@ class CriuLocal(Coordinator):
                 root=identity(options.pid), stopped_before=sorted(self._stopped_before), criu=identity(swrk.pid or 0)
             )
             await self.fire(Event.LAST_ROUND)
+        except (FileNotFoundError, ProcessLookupError) as exc:
+            await swrk.aclose()
+            raise PhaulError(f"process {options.pid} has ended", reason="PID_NOT_FOUND") from exc
         except BaseException:
             await swrk.aclose()
             raise
@@ -285,10 +287,15 @@ class CriuLocal(Coordinator):
         raise self._end(error) from error
 
     async def _roll_back(self, error: BaseException) -> None:
-        if self._phase in commit.CANCELLABLE:
-            self._cause = self._cause or error
-            await self.fire(self._stop_wanted or Event.FAILED)
-        await self._resume_tree()
+        try:
+            if self._phase in commit.CANCELLABLE:
+                self._cause = self._cause or error
+                await self.fire(self._stop_wanted or Event.FAILED)
+        except OSError:  # the journal; but nothing was committed, and the tree must not stay stopped for that
+            await self._abort_destination()
+            raise
+        finally:
+            await self._resume_tree()
         await self.fire(Event.TREE_RESUMED)
 
     def _end(self, error: BaseException) -> BaseException:

@@ -12,6 +12,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from phaul.v1 import types_pb2
 from phaul_client.errors import PeerError, PeerRefused, PeerUnavailable, PhaulError
 from phaul_criu import errors as criu_errors
 
@@ -44,6 +45,11 @@ _CODES: Final = {
     "OUTCOME_UNKNOWN": code_pb2.UNKNOWN,
     "UNSUPPORTED": code_pb2.UNIMPLEMENTED,
     "INTERNAL": code_pb2.INTERNAL,
+}
+_REASONS: Final = {
+    value: name.removeprefix("ERROR_REASON_")
+    for name, value in types_pb2.ErrorReason.items()
+    if value != types_pb2.ERROR_REASON_UNSPECIFIED
 }
 _RETRY_SECONDS: Final = {"TOO_MANY_MIGRATIONS": 5.0}
 #: What says nothing about whether the call took effect, and what to tell people then.
@@ -112,6 +118,13 @@ def to_status(error: BaseException) -> grpc.Status:
         delay.FromMilliseconds(int(_RETRY_SECONDS[reason] * 1000))
         _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
     return rpc_status.to_status(status)
+
+
+def from_failure(peer: str, failure: types_pb2.Failure) -> PeerRefused:
+    """The error of ours for what another node has on record."""
+    reason = _REASONS.get(failure.reason, "")
+    message = failure.message or "it has given the migration up"
+    return PeerRefused(peer, message, reason=reason, remedy=failure.remedy, log_tail="\n".join(failure.log_tail))
 
 
 def from_rpc_error(peer: str, error: grpc.aio.AioRpcError) -> PeerError:

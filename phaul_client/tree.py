@@ -75,8 +75,10 @@ class Tree:
         self._stopped_by_us.clear()
 
     def is_traced(self) -> bool:
-        """Whether a tracer (criu) still holds every process."""
-        return all(_status_field(pid, "TracerPid") != "0" for pid in self._pidfds)
+        """Whether a tracer (criu) still holds every process; a zombie needs none."""
+        return all(
+            _status_field(pid, "TracerPid") != "0" or _status_field(pid, "State")[:1] == "Z" for pid in self._pidfds
+        )
 
     async def kill(self) -> None:
         """SIGKILL what is left, and wait until nothing of it can run. Raises `TimeoutError`."""
