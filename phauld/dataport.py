@@ -45,8 +45,9 @@ class Expected:
         """Expect it no longer."""
         self._port.forget(self)
         if not self._arrived.done():
-            self._arrived.cancel()
-        elif not self._taken and not self._arrived.cancelled():
+            self._arrived.set_exception(TimeoutError("the page stream is expected no longer"))
+            self._arrived.exception()  # nobody has to wait for it
+        elif not self._taken and self._arrived.exception() is None:
             self._arrived.result().close()
 
 
