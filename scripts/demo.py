@@ -160,7 +160,7 @@ class Demo:
         )
         report = await self._move(redis)
         result = {"workload": NAME, "keys_before": before.keys, **await self._prove(redis, before, workload["pid"])}
-        result |= {key: report[key] for key in ("mode", "restore_mode", "pause_ms", "total_ms", "bytes")}
+        result |= {key: report[key] for key in ("mode", "restore_mode", "pause_ms", "total_ms", "bytes", "timeline")}
         result["client_pause_ms"] = redis.written().longest_gap_ms
         self._say(
             "pause",
@@ -287,19 +287,11 @@ async def _run(arguments: argparse.Namespace, console: Console) -> bool:
             return await Demo(nodes, Path(directory), arguments, console).run()
 
 
-def _obstacle() -> tuple[str, str] | None:
-    """Why the demo cannot run here, and the remedy."""
-    if os.geteuid() != 0:
-        return "the demo makes namespaces and uses criu: only root may do that", "sudo ./demo"
-    if missing := [*missing_programs(), *([] if shutil.which("redis-server") else ["redis-server"])]:
-        return f"missing here: {', '.join(missing)}", "apt-get install tini iproute2 nftables redis-server"
-    return None
-
-
 def main() -> None:
     arguments, console = _parse(), Console()
-    if obstacle := _obstacle():
-        sys.exit("demo: {}\n  remedy: {}".format(*obstacle))
+    if missing := [*missing_programs(), *([] if shutil.which("redis-server") else ["redis-server"])]:
+        remedy = "apt-get install tini iproute2 nftables redis-server"
+        sys.exit(f"demo: error: missing here: {', '.join(missing)}\n  remedy: {remedy}")
     try:
         proven = asyncio.run(_run(arguments, console))
     except (KeyboardInterrupt, asyncio.CancelledError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,13 +49,18 @@ async def take_inventory(node: Node) -> Inventory:
     running = daemon.pid if daemon is not None and daemon.returncode is None else None
     rules = await node.run(["nft", "list", "ruleset"])
     return Inventory(
-        processes=Counter(description for _, description in processes(node)),
+        processes=Counter(_anonymous(description) for _, description in processes(node)),
         descriptors=Counter(_descriptors(running) if running is not None else ()),
         mounts=Counter(_mounts(node.pid)),
         network_rules=Counter(line.strip() for line in rules.stdout.splitlines()),
-        files=Counter(_files(node.root / "run/phaul")),
+        files=Counter(map(_anonymous, _files(node.root / "run/phaul"))),
         daemon_memory_bytes=_resident_bytes(running) if running is not None else 0,
     )
+
+
+def _anonymous(text: str) -> str:
+    """Without what is another one each time: random names, numbers of descriptors."""
+    return re.sub(r"\b(?=[0-9a-f]*[0-9])[0-9a-f]{8,}(-[0-9a-f]+)*\b|(?<= )[0-9]+(?= )", "*", text)
 
 
 def processes(node: Node) -> Iterator[tuple[int, str]]:
