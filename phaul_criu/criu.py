@@ -109,12 +109,14 @@ class Criu:
         criu's notifications: pre-restore, (setup-namespaces, post-setup-namespaces), post-restore (with the PID: the
         whole tree exists, none of it has run), pre-resume, post-resume. Whatever goes wrong before `pre-resume` was
         notified, no part of the tree is left when the exception is raised here; from `pre-resume` on the tree runs,
-        whatever `on_notify` raises. Raises RestoreFailed, CriuDied, CriuTimeout, CriuMissing.
+        whatever `on_notify` raises. If criu is somebody else's child (`Swrk.attach`) and dies, the tree is for that one
+        to judge and to kill. Raises RestoreFailed, CriuDied, CriuTimeout, CriuMissing.
         """
         held = HeldTree()
+        is_ours = swrk is None or swrk.pid is not None
 
         async def watch(notification: Notification) -> None:
-            if notification.pid is not None:
+            if notification.pid is not None and is_ours:
                 held.note(notification.pid)
             if notification.name == "pre-resume":  # only now it is certain that criu has read our consent
                 held.release()

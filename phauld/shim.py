@@ -24,6 +24,7 @@ import time
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWPID = 0x20000000
 PR_SET_CHILD_SUBREAPER = 36
+PF_EXITING = 4  # include/linux/sched.h
 LOOKS = 20
 LOOK_SECONDS = 0.05
 
@@ -179,12 +180,33 @@ def was_let_go(pid: int, criu: str) -> bool:
     return True
 
 
+def was_killed(child: int) -> bool:
+    """Whether a child has ended by SIGKILL, as one does when criu unwinds. It is dead, whatever it was."""
+    ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return ended is not None and ended.si_status == signal.SIGKILL and ended.si_code == os.CLD_KILLED
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process is on its way out, by itself or killed: which of them is known when it is a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        with open(f"/proc/{pid}/status", "rb") as file:
+            pending = [int(line.split()[1], 16) for line in file if line.startswith((b"SigPnd:", b"ShdPnd:"))]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    killed = any(mask >> (signal.SIGKILL - 1) & 1 for mask in pending)
+    return fields[0] != b"Z" and (killed or bool(int(fields[6]) & PF_EXITING))
+
+
 def look_at(directory: str, roots: list[int], criu: str) -> bool:
     """Whether the tree was let go; criu is gone. Its exit status says nothing: it may fail after it let go."""
     if not os.path.exists(os.path.join(directory, "released")):
         return False
     for _ in range(LOOKS):
-        if all(was_let_go(pid, criu) for pid in descendants(roots)):
+        if any(was_killed(root) for root in roots):
+            return False
+        if not any(map(is_ending, roots)) and all(was_let_go(pid, criu) for pid in descendants(roots)):
             return True
         time.sleep(LOOK_SECONDS)
     return False
