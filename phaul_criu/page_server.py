@@ -61,11 +61,16 @@ class PageServer:
         finally:
             await self.aclose()
 
-    async def aclose(self) -> None:
-        """Kill the page server if it still runs, and its criu. On return both are gone."""
+    def kill(self) -> None:
+        """Kill the page server if it still runs; a `wait` for it fails then."""
         if self._pidfd is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def aclose(self) -> None:
+        """Kill the page server if it still runs, and its criu. On return both are gone."""
+        self.kill()
+        if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
         await self._swrk.aclose()

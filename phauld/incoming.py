@@ -5,6 +5,7 @@ tree runs before COMMITTING is in the journal, and whatever ends the session ear
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -99,6 +100,8 @@ class Session:
         self._journal = journal
         self._phase = phase
         self._lock = asyncio.Lock()
+        self._opening = asyncio.Lock()
+        self._ending_round = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._expected: Expected | None = None
         self._page_socket: socket.socket | None = None
@@ -158,13 +161,16 @@ class Session:
 
     async def open(self) -> None:
         """Make room, expect the page stream, have a criu ready. Raises `OSError`, `WorkloadExists`, `CriuError`."""
-        if self._phase in session.FINAL:
-            raise PhaseError(self._phase, "OPEN_SESSION")
-        if self._phase is not Phase.ABSENT:
-            if self._expected is not None and self._page_socket is None:
+        async with self._opening:  # the same call may come twice at once
+            if self._phase in session.FINAL:
+                raise PhaseError(self._phase, "OPEN_SESSION")
+            if self._phase is Phase.ABSENT:
+                await self._open()
+            elif self._expected is not None and self._page_socket is None:
                 self._expected.close()
                 self._expected = self._data_port.expect()
-            return
+
+    async def _open(self) -> None:
         self._directory.mkdir(parents=True, mode=0o700)
         self._made = tuple(path for path in self.incoming.carried if not path.exists())
         try:
@@ -177,6 +183,8 @@ class Session:
                 carried=[str(path) for path in self._made],
             )
             await self.fire(Event.OPEN_SESSION)
+            if self._phase is not Phase.OPEN:  # an Abort was quicker
+                raise PhaseError(self._phase, "OPEN_SESSION")
         except BaseException:
             await finish(self._clean_up())
             raise
@@ -188,15 +196,17 @@ class Session:
 
     async def stop_iter(self, *, final: bool = False) -> None:
         """Wait for the end of the round's pages. Raises `PhaseError`, `CriuError`."""
-        if self._phase is Phase.RECEIVING and self._server is not None:
-            try:
-                await self._server.stop_iter()
-            except Exception:
-                await self.fire(Event.ROUND_FAILED)
-                raise
-            self.rounds += 1
-            self.bytes_received += _bytes_of(self._server.last_images_dir)
-        await self.fire(Event.FINAL_ROUND_ENDED if final else Event.ROUND_ENDED)
+        async with self._ending_round:  # a repeated call waits for the same end
+            if self._phase is Phase.RECEIVING and self._server is not None:
+                try:
+                    await self._server.stop_iter()
+                except BaseException:
+                    with contextlib.suppress(PhaseError):  # aborted meanwhile
+                        await self.fire(Event.ROUND_FAILED)
+                    raise
+                self.rounds += 1
+                self.bytes_received += _bytes_of(self._server.last_images_dir)
+            await self.fire(Event.FINAL_ROUND_ENDED if final else Event.ROUND_ENDED)
 
     def writer(self) -> ImageWriter:
         """Writes the files of a PutImages call; `accept` what it has written. Raises `PhaseError`."""
@@ -266,7 +276,11 @@ class Session:
     # The table
 
     async def fire(self, event: Event) -> None:
-        """Take one event to its end. A phase is entered once it is in the journal. Raises `PhaseError`."""
+        """Take one event to its end, also when the call that brought it is cancelled. Raises `PhaseError`."""
+        await finish(self._take(event))
+
+    async def _take(self, event: Event) -> None:
+        """A phase is entered once it is in the journal."""
         async with self._lock:
             phase, actions = session.advance(self._phase, event)
             for action in actions:

@@ -25,6 +25,7 @@ class Server:
         self._criu = criu or Criu(find_binary())
         self._chain = ImageChain(config.wdir)
         self._page_server: PageServer | None = None
+        self._ending: PageServer | None = None  # the one that `stop_iter` waits for
         self._directory_fd = -1  # of the running round; criu opens and phaul reads through it
 
     @property
@@ -59,14 +60,17 @@ class Server:
         Raises `PageServerFailed` if the stream ended early, `CriuDied`, `CriuTimeout`; then the round is worthless.
         """
         if self._page_server is not None:
-            page_server, self._page_server = self._page_server, None
+            self._ending, self._page_server = self._page_server, None
             try:
-                await page_server.wait(timeout_seconds=timeout_seconds)
+                await self._ending.wait(timeout_seconds=timeout_seconds)
             finally:
+                self._ending = None
                 self._close_directory()
 
     async def aclose(self) -> None:
-        """Kill a page server that still runs. `memfd` stays the caller's."""
+        """Kill a page server that still runs; a `stop_iter` that waits for it fails. `memfd` stays the caller's."""
+        if self._ending is not None:
+            self._ending.kill()
         if self._page_server is not None:
             page_server, self._page_server = self._page_server, None
             try:

@@ -246,7 +246,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         if migration_id not in self._sessions:
             entry = await self._journal.get_incoming(migration_id)
             if entry is None:
-                return None
+                return self._sessions.get(migration_id)  # perhaps opened meanwhile
             return self._sessions.setdefault(migration_id, self._from_journal(entry))
         return self._sessions[migration_id]
 

@@ -160,5 +160,17 @@ async def test_a_server_that_loses_its_source_says_so_and_leaves_nothing(tmp_pat
         assert runs_on(victim)
 
 
+async def test_a_server_that_is_closed_ends_the_wait_for_its_pages(tmp_path: Path, victim: Victim) -> None:
+    with both_halves(tmp_path / "image", victim.pid) as halves:
+        server = halves.remote.server
+        await server.start_iter()
+        waiting = asyncio.create_task(server.stop_iter())
+        await asyncio.sleep(0.05)
+        await server.aclose()
+        async with asyncio.timeout(5):
+            with pytest.raises(PageServerFailed):
+                await waiting
+
+
 def assert_paired(halves: Halves) -> None:
     assert halves.remote.calls == ["start", "stop"] * (len(halves.remote.calls) // 2)
