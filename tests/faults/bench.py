@@ -29,7 +29,9 @@ CLEAN_SECONDS: Final = 8.0
 LEASE_SECONDS: Final = 2.0
 BEAT_SECONDS: Final = 3.0
 POLL_SECONDS: Final = 0.02
-TMPFS_BYTES: Final = 64 << 20  #: of a node's state and of its images
+STATE_BYTES: Final = 64 << 20  #: the file system of a node's state
+IMAGES_BYTES: Final = 320 << 20  #: each of those of its images; phauld leaves 256 MiB free
+MEMORY_DIR: Final = Path("/run/phaul/memory")  #: images in memory
 VICTIM: Final = Path(__file__).with_name("victim.py")
 _CHANNEL: Final = (
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -118,7 +120,11 @@ class Bench:
     async def start_daemon(self, name: str) -> None:
         """Start a node's phauld."""
         await self.nodes[name].start_phauld(
-            criu=self._criu[name].program, lease_seconds=LEASE_SECONDS, log_level="debug", **self.settings
+            criu=self._criu[name].program,
+            memory_images_dir=MEMORY_DIR,
+            lease_seconds=LEASE_SECONDS,
+            log_level="debug",
+            **self.settings,
         )
 
     async def kill_daemon(self, name: str, *, restart_after_seconds: float | None = 0.3) -> None:
@@ -375,10 +381,9 @@ async def bench(directory: Path) -> AsyncIterator[Bench]:
             for node in (nodes.a, nodes.b)
         }
         for node in (nodes.a, nodes.b):
-            for path in (STATE_DIR, IMAGES_DIR):
-                size = f"size={TMPFS_BYTES}"
+            for path, size_bytes in ((STATE_DIR, STATE_BYTES), (IMAGES_DIR, IMAGES_BYTES), (MEMORY_DIR, IMAGES_BYTES)):
                 await node.run(["mkdir", "-p", path])
-                await node.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", path])
+                await node.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", path])
         links = {
             source.name: await stack.enter_async_context(Link(gates, source, destination, directory))
             for source, destination in ((nodes.a, nodes.b), (nodes.b, nodes.a))

@@ -12,7 +12,7 @@ from typing import Final
 from phaul.v1 import migrations_pb2, types_pb2
 from phaul.v1.types_pb2 import Options
 from tests.daemon import IMAGES_DIR, STATE_DIR
-from tests.faults.bench import Bench, Judgement, Victim
+from tests.faults.bench import MEMORY_DIR, Bench, Judgement, Victim
 from tests.faults.gates import Verdict
 from tests.faults.points import Point
 from tests.nodes import Process
@@ -58,11 +58,11 @@ class Run:
             "repeat": self._repeat,
             "wait-3-seconds": lambda: asyncio.sleep(3),
             "cancel": self._cancel,
-            "destination-images-full": lambda: self._fill("b", IMAGES_DIR),
-            "source-images-full": lambda: self._fill("a", IMAGES_DIR),
+            "destination-images-full": lambda: self._fill("b", IMAGES_DIR, MEMORY_DIR),
+            "source-images-full": lambda: self._fill("a", IMAGES_DIR, MEMORY_DIR),
             "destination-state-full": lambda: self._fill("b", STATE_DIR),
             "source-state-full": lambda: self._fill("a", STATE_DIR),
-            "destination-images-read-only": lambda: self._make_read_only("b", IMAGES_DIR),
+            "destination-images-read-only": lambda: self._make_read_only("b", IMAGES_DIR, MEMORY_DIR),
         }
 
     async def run(self) -> Judgement:
@@ -147,19 +147,29 @@ class Run:
         self._later.append(asyncio.ensure_future(_answered(call)))
         await asyncio.sleep(0.05)  # it has arrived
 
-    async def _fill(self, name: str, directory: Path) -> None:
-        filler = self._bench.nodes[name].root / directory.relative_to("/") / "filler"
-        fill(filler)
-        self._afterwards(FULL_SECONDS, filler.unlink)
+    async def _fill(self, name: str, *directories: Path) -> None:
+        fillers = [self._bench.nodes[name].root / each.relative_to("/") / "filler" for each in directories]
+        for filler in fillers:
+            fill(filler)
 
-    async def _make_read_only(self, name: str, directory: Path) -> None:
+        def undo() -> None:
+            for filler in fillers:
+                filler.unlink()
+
+        self._afterwards(FULL_SECONDS, undo)
+
+    async def _make_read_only(self, name: str, *directories: Path) -> None:
         node = self._bench.nodes[name]
-        await node.run(["mount", "-o", "remount,ro", directory])
+
+        async def remount(option: str) -> None:
+            for directory in directories:
+                await node.run(["mount", "-o", f"remount,{option}", directory])
 
         async def undo() -> None:
             await asyncio.sleep(FULL_SECONDS)
-            await node.run(["mount", "-o", "remount,rw", directory])
+            await remount("rw")
 
+        await remount("ro")
         self._later.append(asyncio.create_task(undo()))
 
 
@@ -168,9 +178,7 @@ async def _answered(call: Awaitable[object]) -> None:
 
 
 def fill(filler: Path) -> None:
-    """Write until nothing is left of the file system."""
+    """Take what is left of the file system."""
     with filler.open("wb", buffering=0) as file:
-        for size in (1 << 20, 4096):
-            with contextlib.suppress(OSError):
-                while os.write(file.fileno(), bytes(size)) == size:
-                    pass
+        status = os.statvfs(filler)
+        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.criu, pytest.mark.timeout(1200)]
 
 LANES: Final = 2
 POINT_SECONDS: Final = 75.0
+_NUMBERS: Final = itertools.count(1)
 Outcome = Judgement | str  #: or what went wrong instead
 
 
@@ -86,7 +88,7 @@ async def _lane(waiting: list[Point], found: dict[str, Outcome], directory: Path
             await made.start()
             while waiting:
                 point = waiting.pop()
-                found[point.name] = outcome = await _run(made, point, f"p{len(found)}-{directory.name}")
+                found[point.name] = outcome = await _run(made, point, f"p{next(_NUMBERS)}")
                 if not _is_clean(outcome):
                     break
 
