@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -24,8 +25,12 @@ _PERMISSIONS: Final = 0o777
 class ImageWriter:
     """Takes the pieces of one PutImages call. As a context manager it closes, and drops, what stayed incomplete."""
 
-    def __init__(self, images: Path | None, carried: tuple[Path, ...]) -> None:
+    def __init__(
+        self, images: Path | None, carried: tuple[Path, ...], make_images: Callable[[], Path] | None = None
+    ) -> None:
+        """`make_images` makes the directory for the first image of post-copy, whose pagemaps come this way, too."""
         self._images = images
+        self._make_images = make_images
         self._carried = {str(path) for path in carried}
         self._path: Path | None = None  # the file that is being written
         self._descriptor = -1
@@ -74,8 +79,11 @@ class ImageWriter:
     def _target(self, piece: remote_pb2.FilePiece) -> tuple[Path, bool]:
         match piece.WhichOneof("target"):
             case "image_name":
-                if not _IMAGE_NAME.fullmatch(piece.image_name) or _PAGE_STREAM.match(piece.image_name):
+                from_page_stream = _PAGE_STREAM.match(piece.image_name) and self._make_images is None
+                if not _IMAGE_NAME.fullmatch(piece.image_name) or from_page_stream:
                     raise InvalidRequest(f"{piece.image_name!r} is not the name of a small image")
+                if self._images is None and self._make_images is not None:
+                    self._images = self._make_images()
                 if self._images is None:
                     raise InvalidRequest("images have no place before the first round")
                 return self._images / piece.image_name, False

@@ -12,12 +12,13 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 from phaul_client.config import Config
 from phaul_client.errors import ImageCorrupt, PhaseError
+from phaul_client.images import relative_parent
 from phaul_client.tree import identity, is_alive, wait_until_gone
 from phaul_criu.child import finish
 from phaul_criu.criu import Criu
@@ -27,6 +28,7 @@ from phaul_criu.requests import RestoreOptions
 from phaul_criu.swrk import Notification, Swrk
 from phauld import session
 from phauld.dataport import DataPort, Expected
+from phauld.fetching import Fetching
 from phauld.images import ImageWriter
 from phauld.journal import IncomingEntry, IncomingRecord
 from phauld.placement import Promise
@@ -51,6 +53,7 @@ class Incoming:
     carried: tuple[Path, ...]
     lease_seconds: float
     promise: Promise
+    postcopy: bool = False  #: pages may come after the commit
 
     @classmethod
     def unknown(cls, migration_id: str, source_node_id: str = "") -> "Incoming":
@@ -75,6 +78,7 @@ class Incoming:
             known,
             spec=dataclasses.replace(known.spec, name=entry.detail["workload"]),
             carried=tuple(Path(path) for path in entry.detail["carried"]),
+            postcopy="relay" in entry.detail,
         )
 
 
@@ -91,6 +95,7 @@ class Session:
         data_port: DataPort,
         journal: IncomingRecord,
         phase: Phase = Phase.ABSENT,
+        on_end: Callable[["Session"], None] = lambda _: None,
     ) -> None:
         self.incoming = incoming
         self._directory = directory
@@ -99,6 +104,7 @@ class Session:
         self._data_port = data_port
         self._journal = journal
         self._phase = phase
+        self._on_end = on_end
         self._lock = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._ending_round = asyncio.Lock()
@@ -108,12 +114,16 @@ class Session:
         self._server: Server | None = None
         self._slot: RestoreSlot | None = None
         self._lazy: LazyPages | None = None
+        self._fetching: Fetching | None = None
+        self._transitions = session.POSTCOPY_TRANSITIONS if incoming.postcopy else session.TRANSITIONS
         self._lazy_left: dict[str, Any] | None = None  # the lazy-pages child of an earlier phauld
         self._restoring: asyncio.Task[None] | None = None
         self._released: asyncio.Future[None] | None = None
         self._lease: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._image_names: set[str] = set()
+        self._fetched_round: Path | None = None
+        self._root: dict[str, Any] = {}  # identity of the tree's root
         self._made: tuple[Path, ...] = ()  # carried files that were not here before: dropped if it is aborted
         self._holds_images = phase not in session.FINAL
         self.failure: BaseException | None = None
@@ -134,6 +144,16 @@ class Session:
         return self.incoming.promise if self._holds_images else Promise(bytes=0, in_memory=False)
 
     @property
+    def is_filling(self) -> bool:
+        """Whether pages are missing at the source's end of a post-copy."""
+        return self._fetching is not None and self._fetching.is_filling
+
+    @property
+    def pages_missing(self) -> int:
+        """Pages of a post-copy that have not arrived; 0 if that is not known."""
+        return self._fetching.pages_missing if self._fetching is not None else 0
+
+    @property
     def token(self) -> bytes:
         """The one-time token for the page stream."""
         assert self._expected is not None
@@ -144,9 +164,13 @@ class Session:
         if "record" in entry.detail and entry.phase is not Phase.RUNNING:
             self._slot = self._workloads.found_slot(Path(entry.detail["record"]))
         self.pid = entry.detail.get("pid", 0)
+        self._root = entry.detail.get("root", {})
         self._made = self.incoming.carried
         self._lazy_left = entry.detail.get("lazy")
         self._directory = Path(entry.detail.get("images", self._directory))
+        if "relay" in entry.detail:
+            filling = "fetching" in entry.detail and not entry.cleaned
+            self._fetching = Fetching.found(self._directory / "relay", entry.detail["relay"], is_filling=filling)
         self.created_at, self.phase_since = entry.created_at, entry.updated_at
 
     async def recover(self) -> None:
@@ -154,8 +178,6 @@ class Session:
         await self.fire(Event.RESTARTED)
         if self._phase is Phase.RUNNING:
             self._start(self._settle())
-        elif self._phase is Phase.ABORTED:
-            await self._journal.cleaned()
 
     # Calls of the source
 
@@ -182,6 +204,9 @@ class Session:
                 workload=self.incoming.spec.name,
                 carried=[str(path) for path in self._made],
             )
+            if self.incoming.postcopy:
+                self._fetching = await Fetching.open(self._directory / "relay")
+                self._journal.note(relay=self._fetching.relay.process)
             await self.fire(Event.OPEN_SESSION)
             if self._phase is not Phase.OPEN:  # an Abort was quicker
                 raise PhaseError(self._phase, "OPEN_SESSION")
@@ -189,6 +214,16 @@ class Session:
             await finish(self._clean_up())
             raise
         self.renew()
+
+    def open_stream(self) -> bytes:
+        """A token for one more connection, which goes to the relay. Raises `PhaseError`."""
+        is_over = self._phase is Phase.ABORTED or (self._phase is Phase.RUNNING and not self.is_filling)
+        if self._fetching is None or is_over:
+            raise PhaseError(self._phase, "OPEN_STREAM")
+        expected, task = self._fetching.expect(self._data_port, self.incoming.lease_seconds or STREAM_SECONDS)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return expected.token
 
     async def start_iter(self) -> None:
         """Raises `PhaseError`, `TimeoutError` when no stream comes, `CriuError`."""
@@ -213,8 +248,21 @@ class Session:
         if self._phase not in (Phase.OPEN, Phase.RECEIVING, Phase.RECEIVED):
             raise PhaseError(self._phase, "PUT_IMAGES")
         self.renew()
+        if self._fetching is not None and self._phase is Phase.OPEN:
+            return ImageWriter(None, self.incoming.carried, self._make_fetched_round)
         images = self._server.last_images_dir if self._server is not None else None
         return ImageWriter(images, self.incoming.carried)
+
+    def _make_fetched_round(self) -> Path:
+        """The directory of the round whose pages are fetched. Made again, it replaces the one before."""
+        if self._fetched_round is None:
+            if self._server is None:
+                self._server = Server(Config(pid=0, memfd=-1, wdir=self._directory), self._criu)
+            parent = self._server.last_images_dir
+            self._fetched_round = self._server.next_images_dir()
+            if parent is not None:
+                (self._fetched_round / "parent").symlink_to(relative_parent(self._fetched_round, parent) or "")
+        return self._fetched_round
 
     def accept(self, writer: ImageWriter) -> None:
         """The files of `writer` are complete."""
@@ -271,6 +319,10 @@ class Session:
             await self.fire(Event.ABORT)
         if self._lease is not None:
             self._lease.cancel()
+        if self.is_filling and self._fetching is not None:  # the next phauld sees to the end of it
+            self._fetching.leave()
+            for task in self._tasks:
+                task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # The table
@@ -282,7 +334,7 @@ class Session:
     async def _take(self, event: Event) -> None:
         """A phase is entered once it is in the journal."""
         async with self._lock:
-            phase, actions = session.advance(self._phase, event)
+            phase, actions = session.advance(self._phase, event, self._transitions)
             for action in actions:
                 if isinstance(action, Record):
                     await self._journal.record(action.phase)
@@ -343,6 +395,7 @@ class Session:
                 await finish(self._kill_tree())
             case Do.CLEAN_UP:
                 await finish(self._clean_up())
+                self._start(self._forget())
             case Do.LOOK_AT_TREE:
                 self._start(self._look_at_tree())
             case Do.ANSWER | Do.ANSWER_WAITING:
@@ -368,7 +421,11 @@ class Session:
         images = os.open(self._server.last_images_dir, os.O_RDONLY | os.O_DIRECTORY)
         try:
             options = dataclasses.replace(self.incoming.restore, images_dir_fd=images)
-            if options.lazy_pages:
+            if self._fetching is not None and self._fetched_round is not None:
+                self._journal.note(fetching=True)
+                await self._fetching.start(self._criu.binary, self._fetched_round)
+                self._mark("lazy-pages starts")
+            elif options.lazy_pages:
                 lazy = LazyPagesOptions(images_dir_fd=images)
                 self._lazy = await LazyPages.start(self._criu.binary, lazy)
                 self._mark("lazy-pages starts")
@@ -391,7 +448,10 @@ class Session:
             self._mark("criu builds the tree")
             assert self._released is not None
             self.pid = notification.pid or 0
-            self._journal.note(pid=self.pid)
+            self._root = identity(self.pid)
+            self._journal.note(pid=self.pid, root=self._root)
+            if self.is_filling and self._fetching is not None:
+                await self._fetching.hold()
             self._post(Event.TREE_HELD)
             await self._released
         elif notification.name == "post-resume":
@@ -411,6 +471,8 @@ class Session:
         if self._lazy is not None:
             await self._lazy.aclose()
             self._lazy = None
+        if self._fetching is not None:
+            await self._fetching.aclose()
         if self._slot is not None:
             await self._slot.discard()
             self._slot = None
@@ -431,8 +493,21 @@ class Session:
             except CriuError as exc:
                 self.failure = exc
                 logger.error("lazy pages failed migration_id=%s error=%s", self.incoming.migration_id, exc)
+        if self._fetching is not None and self._fetching.is_filling:
+            self.failure = None  # of the restore; whatever it was, the tree runs
+            try:
+                await self._fetching.wait(self._root)
+            except CriuError as exc:  # stays filling: the source must not give up its copy
+                self.failure = exc
+                logger.error("pages lost migration_id=%s error=%s", self.incoming.migration_id, exc)
+                return
         await self._clean_up()
+        await self._forget()
+
+    async def _forget(self) -> None:
+        """Nothing of it is left but what the journal says."""
         await self._journal.cleaned()
+        self._on_end(self)
 
     async def _clean_up(self) -> None:
         if self._expected is not None:
@@ -445,6 +520,8 @@ class Session:
         if self._slot is not None:
             await self._slot.discard()
             self._slot = None
+        if self._fetching is not None:
+            await self._fetching.aclose()
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
         self._holds_images = False
         if self._phase is Phase.ABORTED:

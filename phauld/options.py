@@ -113,6 +113,8 @@ def limits(options: Options) -> Limits:
         max_rounds=options.max_rounds,
         bandwidth_limit_bytes_per_second=options.bandwidth_limit_bytes_per_second or None,
         allow_throttle=options.throttle,
+        allow_postcopy=options.mode is Mode.HYBRID or options.postcopy_after_seconds is not None,
+        postcopy_after_seconds=options.postcopy_after_seconds,
     )
 
 

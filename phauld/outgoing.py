@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
+import socket
 import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ from phaul_client.errors import (
 )
 from phaul_client.local import CriuLocal, Settings
 from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, Wish, choose
-from phaul_client.policy import DowntimePolicy, Forecast, Policy, StopCopyPolicy
+from phaul_client.policy import DowntimePolicy, Forecast, Policy, PostCopyPolicy, StopCopyPolicy
+from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress
 from phaul_client.remote import GrpcRemote
 from phaul_client.rounds import PAGE_SIZE_BYTES
 from phaul_client.status import reason_of
@@ -47,6 +49,7 @@ from phauld.journal import OutgoingEntry, OutgoingRecord
 from phauld.node import Node, bytes_acked, may_exceed_pipe_size, pipe_max_size_bytes, resident_bytes
 from phauld.options import MODE_VALUES, RESTORE_MODE_VALUES, Options, decided, dump_options, limits, parse_options
 from phauld.preflight import check_source, refuse
+from phauld.relays import Relay
 from phauld.workloads import Workload, Workloads
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,8 @@ logger = logging.getLogger(__name__)
 PROGRESS_SECONDS: Final = 0.2
 UNWIND_SECONDS: Final = 10.0
 RATE_SAMPLES: Final = 5
+#: An end of the task in these is not the end of the migration: a restarted phauld goes on from its journal.
+_LEFT_TO_THE_NEXT: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +96,7 @@ class Outgoing:
         self._started = time.monotonic()
         self._samples: list[tuple[float, int]] = []
         self._cancelled = False
+        self._relay: Relay | None = None
         self._has_opened = False  # from then on it is rolled back, not refused
         self._journal = journal
         self.record = migrations_pb2.Migration(
@@ -190,7 +196,7 @@ class Outgoing:
 
     async def _finish(self) -> None:
         phase = self._coordinator.phase if self._coordinator is not None else Phase.PREFLIGHT
-        if phase in commit.IN_DOUBT:  # phauld stops, or its journal failed: the next one goes on asking
+        if phase in _LEFT_TO_THE_NEXT:  # phauld stops, or its journal failed
             return
         self.record.finished_at.CopyFrom(convert.timestamp(time.time()))
         self.record.total.CopyFrom(convert.duration(time.monotonic() - self._started))
@@ -200,6 +206,8 @@ class Outgoing:
         await self._notify()
 
     async def _clean_up(self) -> None:
+        if self._relay is not None:
+            await self._relay.wait()  # it ends with its criu
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     async def _migrate(self) -> None:
@@ -209,7 +217,7 @@ class Outgoing:
             asyncio.timeout(self._options.deadline_seconds) as deadline,
         ):
             choice = await self._preflight(remote)
-            local = self._make_local(remote, deadline)
+            local = self._make_local(remote, deadline, choice)
             try:
                 await local.fire(Event.PREFLIGHT_PASSED)
                 await self._open(remote, choice)
@@ -221,7 +229,7 @@ class Outgoing:
                 self._note_pause(local)
             self._moved(local.destination_pid)
 
-    def _make_local(self, remote: GrpcRemote, deadline: asyncio.Timeout) -> CriuLocal:
+    def _make_local(self, remote: GrpcRemote, deadline: asyncio.Timeout, choice: Choice) -> CriuLocal:
         def on_phase(phase: Phase) -> None:
             if phase is Phase.COMMITTED:
                 deadline.reschedule(None)
@@ -241,15 +249,38 @@ class Outgoing:
             freeze_budget_seconds=self._options.freeze_budget_seconds,
             doubt=self._doubt(),
         )
-        local = CriuLocal(
-            self.migration_id, remote, self._journal, settings, on_phase=on_phase, clean_up=self._clean_up
-        )
+        local: CriuLocal
+        if choice.mode in (Mode.POST_COPY, Mode.HYBRID):
+            local = PostcopyLocal(
+                self.migration_id,
+                remote,
+                self._journal,
+                settings,
+                start_relay=self._start_relay,
+                on_progress=self._on_progress,
+                on_phase=on_phase,
+                clean_up=self._clean_up,
+            )
+        else:
+            local = CriuLocal(
+                self.migration_id, remote, self._journal, settings, on_phase=on_phase, clean_up=self._clean_up
+            )
         self._coordinator = local
         return local
 
+    async def _start_relay(self) -> tuple[Relay, socket.socket]:
+        self._relay, sock = await Relay.serve(self._directory / "relay", self._node.criu.binary)
+        return self._relay, sock
+
+    def _on_progress(self, progress: Progress) -> None:
+        self.record.bytes_sent = progress.sent_bytes
+        self.record.pages_missing = progress.pages_missing
+        self._announce()
+
     async def _recover(self, entry: OutgoingEntry) -> None:
         self._has_opened = True
-        await wait_or_kill(entry.detail.get("criu"))
+        if "relay" not in entry.detail:  # else criu may still serve pages
+            await wait_or_kill(entry.detail.get("criu"))
         async with (
             grpc.aio.insecure_channel(self.record.destination_address) as channel,
             GrpcRemote(
@@ -259,22 +290,41 @@ class Outgoing:
                 destination_node_id=entry.detail["destination_node_id"],
             ) as remote,
         ):
-            recovery = Recovery(
-                self.migration_id,
-                remote,
-                self._journal,
-                phase=entry.phase,
-                tree=recorded_tree(entry.detail),
-                doubt=self._doubt(),
-                on_phase=self._on_phase,
-                clean_up=self._clean_up,
-            )
+            recovery = self._make_recovery(remote, entry)
             self._coordinator = recovery
             self._on_phase(entry.phase)
             if await recovery.run() is Phase.DONE:
                 self._moved(recovery.destination_pid)
             else:
                 raise RolledBack(self.migration_id, "phauld was restarted in the middle; the process runs on here")
+
+    def _make_recovery(self, remote: GrpcRemote, entry: OutgoingEntry) -> Recovery:
+        tree = recorded_tree(entry.detail)
+        if "relay" not in entry.detail:
+            return Recovery(
+                self.migration_id,
+                remote,
+                self._journal,
+                phase=entry.phase,
+                tree=tree,
+                doubt=self._doubt(),
+                on_phase=self._on_phase,
+                clean_up=self._clean_up,
+            )
+        self._relay = Relay(self._directory / "relay", entry.detail["relay"])
+        return PostcopyRecovery(
+            self.migration_id,
+            remote,
+            self._journal,
+            phase=entry.phase,
+            tree=tree,
+            relay=self._relay,
+            criu=entry.detail["criu"],
+            doubt=self._doubt(),
+            on_progress=self._on_progress,
+            on_phase=self._on_phase,
+            clean_up=self._clean_up,
+        )
 
     def _doubt(self) -> Doubt:
         return Doubt(seconds=self._options.in_doubt_seconds, event=self._options.doubt_event)
@@ -349,6 +399,7 @@ class Outgoing:
     def _moved(self, destination_pid: int) -> None:
         if self._target.workload is not None:
             self._workloads.mark_moved(self._target.workload, self.record.destination_address)
+        self.record.pages_missing = 0
         self.record.destination_pid = destination_pid
         self.record.phase = types_pb2.MIGRATION_PHASE_DONE
         self.record.status_text = f"runs on {self.record.destination.node_name} as PID {destination_pid}"
@@ -372,6 +423,8 @@ class Outgoing:
 
     def _ended_badly(self, error: BaseException) -> None:
         shown: BaseException = error
+        if self._coordinator is not None and self._coordinator.phase is Phase.FILLING:
+            return
         if self._coordinator is not None and self._coordinator.phase in commit.IN_DOUBT:
             phase, shown = types_pb2.MIGRATION_PHASE_HELD, OutcomeUnknown(self.migration_id)
         elif self._cancelled or isinstance(error, MigrationCancelled):
@@ -461,6 +514,8 @@ def recorded_tree(detail: Mapping[str, Any]) -> Tree:
 
 
 def _policy(choice: Choice) -> Policy:
+    if choice.mode is Mode.POST_COPY:
+        return PostCopyPolicy()
     return DowntimePolicy() if choice.mode in (Mode.PRE_COPY, Mode.HYBRID) else StopCopyPolicy()
 
 
@@ -479,16 +534,13 @@ def _last_round(index: int, stats: DumpStats) -> types_pb2.RoundStats:
 
 def choose_mode(options: Options, node: Node, destination: types_pb2.NodeInfo, memory_bytes: int) -> Choice:
     """What both nodes can do and the user wants. Raises `PreflightRefused`."""
-    if options.mode in (Mode.POST_COPY, Mode.HYBRID):
-        raise PreflightRefused(
-            (f"{options.mode} is not built yet",), reason="UNSUPPORTED", remedy="--mode auto, stop-copy or pre-copy"
-        )
     choice = choose(
         Wish(
             mode=options.mode,
             restore_mode=options.restore_mode,
             downtime_goal_seconds=options.downtime_goal_seconds,
             memory_bytes=memory_bytes,
+            allow_postcopy=options.postcopy_after_seconds is not None,
         ),
         NodeCapabilities(
             name=node.name,

@@ -18,6 +18,7 @@ phauld asks on a socket in DIRECTORY, one JSON message and its answer to a conne
 
 import array
 import contextlib
+import ctypes
 import errno
 import fcntl
 import json
@@ -44,6 +45,7 @@ READY_SECONDS = 30.0
 LINK_TIMEOUT_SECONDS = 8
 TCP_USER_TIMEOUT = 18  # linux/tcp.h
 MESSAGE_BYTES = 1 << 16
+SYS_PIDFD_GETFD = 438  # the same on every architecture
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
@@ -173,6 +175,7 @@ class Relay:
         self.sent_bytes = 0
         self.pages = 0
         self.wire_bytes = 0
+        self.ended = False
 
     def start_criu(self, argv: list[str], keep: Sequence[int]) -> None:
         """Start it with these descriptors; its end of the page socket is then no longer ours."""
@@ -183,6 +186,10 @@ class Relay:
         for descriptor in keep:
             os.set_inheritable(descriptor, False)
         self.theirs.close()
+
+    def criu_ended(self, status: int) -> bool:
+        """Whether nothing is left to do."""
+        return True
 
     def status(self) -> dict[str, object]:
         return {
@@ -344,15 +351,32 @@ class Fetch(Relay):
         super().__init__(directory)
         self._questions = Questions()
         self._lock = threading.Lock()
+        self.held: list[int] = []
         self._asking: socket.socket | None = None  # the link on which everything open has been asked
 
     def command(self, message: dict[str, object], descriptors: list[int]) -> dict[str, object]:
-        if message["do"] != "start":
-            return super().command(message, descriptors)
-        argv = message["argv"]
-        assert isinstance(argv, list)
-        self.start(argv)
+        match message["do"]:
+            case "start":
+                argv = message["argv"]
+                assert isinstance(argv, list)
+                self.start(argv)
+            case "hold":
+                self.held = userfaultfds(self.criu_pid, self.criu_pidfd)
+            case _:
+                return super().command(message, descriptors)
         return self.status()
+
+    def criu_ended(self, status: int) -> bool:
+        """Tasks that wait for a page go on waiting as long as somebody has their userfaultfd: after a failure, us."""
+        if status == 0 or not self.held:
+            return True
+        self.link.lose()
+        return False
+
+    def kill(self) -> None:
+        if self.ended:
+            os._exit(0)
+        super().kill()
 
     def start(self, argv: list[str]) -> None:
         """Start `criu lazy-pages` and wait until it listens."""
@@ -429,6 +453,20 @@ class Fetch(Relay):
             self.pages += (total - frames.CRIU_BYTES) // frames.PAGE_BYTES
 
 
+def userfaultfds(pid: int, pidfd: int) -> list[int]:
+    """Our own descriptors of the userfaultfds that a process has."""
+    library = ctypes.CDLL(None, use_errno=True)
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if "userfaultfd" in os.readlink(f"/proc/{pid}/fd/{name}"):
+                descriptor = library.syscall(SYS_PIDFD_GETFD, pidfd, int(name), 0)
+                if descriptor < 0:
+                    raise OSError(ctypes.get_errno(), "pidfd_getfd")
+                found.append(descriptor)
+    return found
+
+
 def receive_frame(sock: socket.socket, reader: FrameReader) -> Question | AnswerHead:
     """Raises EOFError, OSError, RemoteProtocolError."""
     while (event := reader.next_event()) is None:
@@ -473,7 +511,8 @@ def write_exit(directory: str, status: int) -> None:
 def run(relay: Relay, listener: socket.socket) -> None:
     """Answer phauld until criu has ended."""
     while True:
-        waited = [listener.fileno()] + ([relay.criu_pidfd] if relay.criu_pidfd >= 0 else [])
+        waits_for_criu = relay.criu_pidfd >= 0 and not relay.ended
+        waited = [listener.fileno()] + ([relay.criu_pidfd] if waits_for_criu else [])
         readable, _, _ = select.select(waited, [], [])
         if listener.fileno() in readable:
             connection, _ = listener.accept()
@@ -481,8 +520,10 @@ def run(relay: Relay, listener: socket.socket) -> None:
                 answer(relay, connection)
         if relay.criu_pidfd in readable:
             _, status = os.waitpid(relay.criu_pid, 0)
+            relay.ended = True
             write_exit(relay.directory, os.waitstatus_to_exitcode(status))
-            return
+            if relay.criu_ended(status):
+                return
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ _PROGRAM: Final = "import sys; sys.path.insert(0, sys.argv[1]); from phauld.rela
 _ANSWER_BYTES: Final = 1 << 16
 COMMAND_SECONDS: Final = 10.0
 START_SECONDS: Final = 40.0
-END_SECONDS: Final = 10.0
+POLL_SECONDS: Final = 0.02
 #: Relays are children of phauld: whoever started one reaps it.
 _reapers: set[asyncio.Task[int]] = set()
 
@@ -98,6 +98,16 @@ class Relay:
     async def start(self, argv: list[str]) -> None:
         """At a destination: start `criu lazy-pages` and wait until it listens. Raises `OSError` if it does not."""
         await self._command({"do": "start", "argv": argv}, timeout_seconds=START_SECONDS)
+
+    async def hold(self) -> None:
+        """At a destination: see that tasks wait for missing pages even if `criu lazy-pages` dies."""
+        await self._command({"do": "hold"})
+
+    async def criu_ended(self) -> int | None:
+        """Wait until `criu lazy-pages`, or the relay, has ended; see `exit_status`."""
+        while self.exit_status is None and is_alive(self.process):  # noqa: ASYNC110 (it may be no child of ours)
+            await asyncio.sleep(POLL_SECONDS)
+        return self.exit_status
 
     async def finish(self) -> None:
         """At a source: the destination has every page. criu kills the tree and ends."""

@@ -22,6 +22,7 @@ from phaul_client.errors import (
     PhaulError,
     TooManyMigrations,
 )
+from phaul_client.modes import Mode
 from phaul_client.timeline import steps_since
 from phauld import convert, placement, session
 from phauld.dataport import DataPort
@@ -117,7 +118,10 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
     async def OpenStream(
         self, request: remote_pb2.OpenStreamRequest, context: Context
     ) -> remote_pb2.OpenStreamResponse:
-        raise PhaulError("further streams come with post-copy", reason="UNSUPPORTED")
+        if request.kind != types_pb2.STREAM_KIND_LAZY_PAGES:
+            raise InvalidRequest("only streams of lazy pages can be opened later")
+        found = await self._get(request.migration_id)
+        return remote_pb2.OpenStreamResponse(data_port=self._data_port.port, data_token=found.open_stream())
 
     async def StartIter(self, request: remote_pb2.StartIterRequest, context: Context) -> remote_pb2.StartIterResponse:
         await (await self._get(request.migration_id)).start_iter()
@@ -211,6 +215,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             carried=carried,
             lease_seconds=min(max(lease, MIN_LEASE_SECONDS), MAX_LEASE_SECONDS),
             promise=Promise(bytes=request.expected_bytes, in_memory=place.in_memory),
+            postcopy=options.mode in (Mode.POST_COPY, Mode.HYBRID),
         )
         logger.info("images migration_id=%s place=%s reason=%r", request.migration_id, place.directory, place.reason)
         return self._session(incoming, Phase.ABSENT, place.directory)
@@ -274,6 +279,8 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             pid=found.pid,
             rounds=found.rounds,
             bytes_received=found.bytes_received,
+            filling=found.is_filling,
+            pages_missing=found.pages_missing,
             created_at=convert.timestamp(found.created_at),
             phase_since=convert.timestamp(found.phase_since),
             lease_expires_at=convert.timestamp(found.lease_expires_at) if leased else None,
