@@ -55,7 +55,7 @@ class Client:
     `criu` is, if not given, the one that is found here (which raises `CriuMissing` if there is none).
     `policy` decides after every round; by default the downtime policy where the kernel can track memory, and no round
     at all where it cannot. `on_round` is called after every round. `throttle` is called before a round with the share
-    of time, in percent, for which the tree shall be held back from then on.
+    of time, in percent, for which the tree shall be held back from then on, and with 0 before the last dump.
     """
 
     def __init__(
@@ -115,6 +115,8 @@ class Client:
         moved = False
         try:
             async with self._iteration():
+                if self._throttle is not None:
+                    await self._throttle(0)
                 await self._local.dump_copy_restore(self._criu, self._config, self._chain.last)
                 moved = True
         except Exception as exc:

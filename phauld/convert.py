@@ -10,7 +10,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from phaul.v1 import types_pb2
 from phaul_client import commit
 from phaul_client.client import RoundEnded
-from phaul_client.policy import Finish, Verdict
+from phaul_client.policy import Iterate, Verdict
 from phaul_client.rounds import usable
 from phaul_client.status import log_tail_of, reason_of, remedy_of
 from phauld import session
@@ -72,12 +72,13 @@ def round_message(index: int, ended: RoundEnded, bandwidth: float) -> types_pb2.
         bandwidth_bytes_per_second=round(usable(bandwidth)),
         dirty_rate_bytes_per_second=round(usable(forecast.dirty_rate_bytes_per_second)) if forecast else 0,
         expected_pause=duration(forecast.expected_pause_seconds) if forecast else None,
+        throttle_percent=stats.throttle_percent,
     )
 
 
 def rounds_reason(verdict: Verdict) -> str:
-    """Why the rounds ended, as a word of the policy; empty while they go on."""
-    return verdict.reason.value if isinstance(verdict, Finish) else ""
+    """Why the rounds ended, as a word of the policy and as a sentence; empty while they go on."""
+    return "" if isinstance(verdict, Iterate) else f"{verdict.reason}: {verdict.reason.sentence}"
 
 
 def workload_message(spec: WorkloadSpec) -> types_pb2.WorkloadSpec:

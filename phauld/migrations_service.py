@@ -20,6 +20,7 @@ from phaul_client.commit import Event
 from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError, TooManyMigrations, WorkloadNotFound
 from phauld import convert
 from phauld.config import DEFAULT_PORT
+from phauld.costs import CostBook
 from phauld.journal import Journal, OutgoingEntry
 from phauld.node import Node
 from phauld.outgoing import Outgoing, Target
@@ -32,7 +33,7 @@ _DESTINATION: Final = re.compile(r"(?:\[(?P<ip6>[^\]]+)\]|[A-Za-z0-9._-]+)(?::(?
 DEFAULT_WATCH_SECONDS: Final = 0.5
 MIN_WATCH_SECONDS: Final = 0.05
 DEFAULT_PAGE: Final = 100
-HISTORY: Final = 1000  #: migrations of earlier phaulds that are still told about
+HISTORY: Final = 200  #: migrations of earlier phaulds that are still told about
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
@@ -46,6 +47,7 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
         self._workloads = workloads
         self._max_outgoing = max_outgoing
         self._migrations: dict[str, Outgoing] = {}
+        self._costs = CostBook()
 
     @property
     def active(self) -> int:
@@ -81,6 +83,7 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
         if self.active >= self._max_outgoing:
             raise TooManyMigrations(f"{self.active} migrations leave this node already", remedy="try again in a moment")
         self._migrations[migration_id] = outgoing
+        self._forget_oldest()
         outgoing.start()
         return migrations_pb2.StartMigrationResponse(migration=outgoing.record)
 
@@ -168,6 +171,12 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
             duration=record.total,
         )
 
+    def _forget_oldest(self) -> None:
+        """The journal keeps them; this process need not."""
+        over = [each.migration_id for each in self._migrations.values() if each.is_over]
+        for migration_id in over[: max(0, len(over) - HISTORY)]:
+            del self._migrations[migration_id]
+
     def _from_journal(self, entry: OutgoingEntry) -> Outgoing:
         detail = entry.detail
         workload = None
@@ -196,6 +205,7 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
             workloads=self._workloads,
             directory=self._images_dir / f"out-{migration_id}",
             journal=self._journal.outgoing(migration_id),
+            costs=self._costs,
         )
 
     def _get(self, migration_id: str) -> Outgoing:

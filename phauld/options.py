@@ -10,11 +10,12 @@ from google.protobuf import duration_pb2
 from phaul.v1 import types_pb2
 from phaul_client.commit import Event
 from phaul_client.errors import InvalidRequest
-from phaul_client.modes import Mode, RestoreMode
+from phaul_client.modes import EAGER_RESTORE_SECONDS_PER_BYTE, Mode, RestoreMode
 from phaul_client.policy import Limits
 from phaul_client.preflight import ChosenOptions
 from phaul_criu.requests import DumpOptions, RestoreOptions
 from phauld.convert import seconds_of
+from phauld.costs import Costs
 
 DEFAULT_DOWNTIME_SECONDS: Final = 0.3
 DEFAULT_DEADLINE_SECONDS: Final = 3600.0
@@ -105,14 +106,17 @@ def parse_options(message: types_pb2.Options) -> Options:
     )
 
 
-def limits(options: Options) -> Limits:
-    """The policy's limits."""
+def limits(options: Options, restore_mode: RestoreMode, costs: Costs, *, allow_throttle: bool) -> Limits:
+    """The policy's limits, with what is known of the way to the destination."""
     return Limits(
         downtime_goal_seconds=options.downtime_goal_seconds,
         deadline_seconds=options.deadline_seconds,
         max_rounds=options.max_rounds,
         bandwidth_limit_bytes_per_second=options.bandwidth_limit_bytes_per_second or None,
-        allow_throttle=options.throttle,
+        switch_cost_seconds=costs.switch_seconds,
+        image_bytes=costs.image_bytes,
+        restore_seconds_per_byte=EAGER_RESTORE_SECONDS_PER_BYTE if restore_mode is RestoreMode.EAGER else 0.0,
+        allow_throttle=allow_throttle,
         allow_postcopy=options.mode is Mode.HYBRID or options.postcopy_after_seconds is not None,
         postcopy_after_seconds=options.postcopy_after_seconds,
     )

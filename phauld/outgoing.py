@@ -35,7 +35,7 @@ from phaul_client.errors import (
     RolledBack,
 )
 from phaul_client.local import CriuLocal, Settings
-from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, Wish, choose
+from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, RestoreMode, Wish, choose
 from phaul_client.policy import DowntimePolicy, Forecast, Policy, PostCopyPolicy, StopCopyPolicy
 from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress
 from phaul_client.remote import GrpcRemote
@@ -45,6 +45,8 @@ from phaul_client.tree import Tree, descendants, identity, is_alive, wait_until_
 from phaul_criu.child import finish
 from phaul_criu.stats import DumpStats
 from phauld import convert
+from phauld.costs import CostBook
+from phauld.freezer import CannotFreeze, Freezer, find_cgroup, undo_leftover
 from phauld.journal import OutgoingEntry, OutgoingRecord
 from phauld.node import Node, bytes_acked, may_exceed_pipe_size, pipe_max_size_bytes, resident_bytes
 from phauld.options import MODE_VALUES, RESTORE_MODE_VALUES, Options, decided, dump_options, limits, parse_options
@@ -55,6 +57,7 @@ from phauld.workloads import Workload, Workloads
 logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS: Final = 0.2
+WITH_ROUNDS: Final = (Mode.PRE_COPY, Mode.HYBRID)
 UNWIND_SECONDS: Final = 10.0
 RATE_SAMPLES: Final = 5
 #: An end of the task in these is not the end of the migration: a restarted phauld goes on from its journal.
@@ -84,6 +87,7 @@ class Outgoing:
         workloads: Workloads,
         directory: Path,
         journal: OutgoingRecord,
+        costs: CostBook,
     ) -> None:
         self._target = target
         self._options = parse_options(options)
@@ -99,6 +103,8 @@ class Outgoing:
         self._relay: Relay | None = None
         self._has_opened = False  # from then on it is rolled back, not refused
         self._journal = journal
+        self._costs = costs
+        self._can_throttle = False
         self.record = migrations_pb2.Migration(
             migration_id=migration_id,
             phase=types_pb2.MIGRATION_PHASE_PREFLIGHT,
@@ -278,6 +284,7 @@ class Outgoing:
         self._announce()
 
     async def _recover(self, entry: OutgoingEntry) -> None:
+        await undo_leftover(self._target.pid)
         self._has_opened = True
         if "relay" not in entry.detail:  # else criu may still serve pages
             await wait_or_kill(entry.detail.get("criu"))
@@ -355,7 +362,23 @@ class Outgoing:
         self.record.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
         self.record.mode_reason = "; ".join(choice.reasons[:-1])
         self.record.restore_mode_reason = choice.reasons[-1]
+        if self._options.throttle and choice.mode in WITH_ROUNDS:
+            self._check_throttle()
         return choice
+
+    def _check_throttle(self) -> None:
+        try:
+            find_cgroup(self._target.pid)
+            self._can_throttle = True
+        except (CannotFreeze, FileNotFoundError, ProcessLookupError) as exc:
+            self.record.problems.add(
+                code="no-throttle",
+                severity=types_pb2.SEVERITY_WARNING,
+                subject=f"pid {self._target.pid}",
+                message=f"it cannot be held back: {exc}",
+                remedy="it moves without; give it a cgroup of version 2 of its own to allow it",
+                node_name=self._node.name,
+            )
 
     async def _open(self, remote: GrpcRemote, choice: Choice) -> None:
         options = decided(self.record.options, self._chosen)
@@ -381,20 +404,26 @@ class Outgoing:
         await local.carry_beforehand()
         self._directory.mkdir(parents=True, mode=0o700)
         config = Config(self._target.pid, remote.page_socket.fileno(), self._directory)
-        client = Client(
-            local,
-            remote,
-            config,
-            criu=self._node.criu,
-            policy=_policy(choice),
-            limits=limits(self._options),
-            on_round=self._on_round,
-        )
+        costs = self._costs.to(self.record.destination.node_id)
         progress = asyncio.create_task(self._watch_bytes(remote))
         try:
-            await client.migrate()
+            async with Freezer(self._target.pid) as freezer:
+                client = Client(
+                    local,
+                    remote,
+                    config,
+                    criu=self._node.criu,
+                    policy=_policy(choice),
+                    limits=limits(self._options, choice.restore_mode, costs, allow_throttle=self._can_throttle),
+                    on_round=self._on_round,
+                    throttle=freezer.hold_back,
+                )
+                await client.migrate()
         finally:
             progress.cancel()
+        if choice.restore_mode is RestoreMode.LAZY and local.pause_seconds is not None and local.dump_stats is not None:
+            node_id = self.record.destination.node_id
+            self._costs.learn(node_id, local.pause_seconds, local.dump_stats, local.image_bytes)
 
     def _moved(self, destination_pid: int) -> None:
         if self._target.workload is not None:
@@ -516,7 +545,7 @@ def recorded_tree(detail: Mapping[str, Any]) -> Tree:
 def _policy(choice: Choice) -> Policy:
     if choice.mode is Mode.POST_COPY:
         return PostCopyPolicy()
-    return DowntimePolicy() if choice.mode in (Mode.PRE_COPY, Mode.HYBRID) else StopCopyPolicy()
+    return DowntimePolicy() if choice.mode in WITH_ROUNDS else StopCopyPolicy()
 
 
 def _last_round(index: int, stats: DumpStats) -> types_pb2.RoundStats:
@@ -529,6 +558,9 @@ def _last_round(index: int, stats: DumpStats) -> types_pb2.RoundStats:
         bytes_sent=stats.pages_written * PAGE_SIZE_BYTES,
         duration=convert.duration(stats.memdump_microseconds / 1e6),
         frozen=convert.duration(stats.frozen_microseconds / 1e6),
+        bandwidth_bytes_per_second=round(stats.pages_written * PAGE_SIZE_BYTES / (stats.memwrite_microseconds / 1e6))
+        if stats.memwrite_microseconds
+        else 0,
     )
 
 

@@ -40,6 +40,7 @@ PURE: Final = frozenset(
         "phaul_client.rounds",
         "phaul_client.stream",
         "phaul_client.throttle",
+        "phauld.costs",
         "phauld.errors",
         "phauld.session",
     }

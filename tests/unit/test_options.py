@@ -9,6 +9,7 @@ from phaul_client.errors import InvalidRequest
 from phaul_client.modes import Mode, RestoreMode
 from phaul_criu.requests import NetworkLock, dump_request, restore_request
 from phauld.convert import duration
+from phauld.costs import Costs
 from phauld.options import (
     MODE_VALUES,
     RESTORE_MODE_VALUES,
@@ -35,7 +36,7 @@ def test_an_empty_message_has_every_default() -> None:
     assert parsed.doubt_event is None
     assert parsed.file_locks
     assert (parsed.shell_job, parsed.ext_unix_sk, parsed.throttle) == (False, False, False)
-    assert limits(parsed).bandwidth_limit_bytes_per_second is None
+    assert limits(parsed, RestoreMode.LAZY, Costs(), allow_throttle=False).bandwidth_limit_bytes_per_second is None
 
 
 def test_what_is_said_is_kept() -> None:
@@ -57,8 +58,8 @@ def test_what_is_said_is_kept() -> None:
     assert (parsed.downtime_goal_seconds, parsed.deadline_seconds, parsed.freeze_budget_seconds) == (0.05, 10, 2)
     assert (parsed.in_doubt_seconds, parsed.doubt_event) == (3, Event.RESOLVED_KILL)
     assert (parsed.postcopy_after_seconds, parsed.max_rounds, parsed.file_locks) == (4, 7, False)
-    assert limits(parsed).max_rounds == 7
-    assert limits(parsed).bandwidth_limit_bytes_per_second == 1000
+    assert limits(parsed, RestoreMode.LAZY, Costs(), allow_throttle=False).max_rounds == 7
+    assert limits(parsed, RestoreMode.LAZY, Costs(), allow_throttle=False).bandwidth_limit_bytes_per_second == 1000
 
 
 @pytest.mark.parametrize("name", TIMES)
