@@ -55,6 +55,17 @@ async def check_destination(
     node: Node, tree: types_pb2.TreeFacts, source: types_pb2.NodeInfo, options: types_pb2.Options
 ) -> list[types_pb2.Problem]:
     """Look up what the tree needs and check it."""
+    if source.node_id == node.node_id:
+        return [
+            types_pb2.Problem(
+                code="same-node",
+                severity=types_pb2.SEVERITY_ERROR,
+                subject=node.name,
+                message="is the node that the tree runs on",
+                remedy="name another node",
+                node_name=node.name,
+            )
+        ]
     needs = requirements_of(tree)
     found = await asyncio.to_thread(preflight.look_up, needs, await _facts(node))
     problems = preflight.check_destination(needs, node_facts_of(source), found, wishes_of(options))

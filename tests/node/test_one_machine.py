@@ -70,3 +70,12 @@ async def test_a_roll_back_keeps_the_log_that_was_there(nodes: Nodes) -> None:
     seen = numbers(log)
     await until(lambda: len(numbers(log)) > len(seen))
     assert seen[0] == 0
+
+
+async def test_a_move_to_the_node_itself_is_refused_beforehand(nodes: Nodes) -> None:
+    await nodes.a.start_phauld()
+    await run_counter(nodes.a)
+    for command in ("preflight", "migrate"):
+        refused = await nodes.a.phaul(command, "counter", "--to", nodes.a.address)
+        assert refused.returncode == 3
+        assert "is the node that the tree runs on" in refused.stdout + refused.stderr
