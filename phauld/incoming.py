@@ -228,6 +228,7 @@ class Session:
     async def start_iter(self) -> None:
         """Raises `PhaseError`, `TimeoutError` when no stream comes, `CriuError`."""
         await self.fire(Event.START_ITER)
+        self._refuse_if_over("START_ITER")
 
     async def stop_iter(self, *, final: bool = False) -> None:
         """Wait for the end of the round's pages. Raises `PhaseError`, `CriuError`."""
@@ -242,11 +243,21 @@ class Session:
                 self.rounds += 1
                 self.bytes_received += _bytes_of(self._server.last_images_dir)
             await self.fire(Event.FINAL_ROUND_ENDED if final else Event.ROUND_ENDED)
+            self._refuse_if_over("STOP_ITER")
+
+    def _refuse_if_over(self, call: str) -> None:
+        """The table lets calls that come again have their answer; to these it is no."""
+        if self._phase in session.FINAL:
+            raise self.failure or PhaseError(self._phase, call)
+
+    def check_takes_files(self) -> None:
+        """Raises `PhaseError`."""
+        if self._phase not in (Phase.OPEN, Phase.RECEIVING, Phase.RECEIVED):
+            raise PhaseError(self._phase, "PUT_IMAGES")
 
     def writer(self) -> ImageWriter:
         """Writes the files of a PutImages call; `accept` what it has written. Raises `PhaseError`."""
-        if self._phase not in (Phase.OPEN, Phase.RECEIVING, Phase.RECEIVED):
-            raise PhaseError(self._phase, "PUT_IMAGES")
+        self.check_takes_files()
         self.renew()
         if self._fetching is not None and self._phase is Phase.OPEN:
             return ImageWriter(None, self.incoming.carried, self._make_fetched_round)
@@ -265,7 +276,8 @@ class Session:
         return self._fetched_round
 
     def accept(self, writer: ImageWriter) -> None:
-        """The files of `writer` are complete."""
+        """The files of `writer` are complete. Raises `PhaseError`."""
+        self.check_takes_files()
         self._image_names |= writer.image_names
         self.bytes_received += writer.bytes
 

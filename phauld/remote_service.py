@@ -80,7 +80,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
 
     async def close(self) -> None:
         """phauld stops: see `Session.close`."""
-        await asyncio.gather(*(each.close() for each in self._sessions.values()))
+        await asyncio.gather(*(each.close() for each in tuple(self._sessions.values())))
 
     async def CheckTree(self, request: remote_pb2.CheckTreeRequest, context: Context) -> remote_pb2.CheckTreeResponse:
         problems = await check_destination(self._node, request.tree, request.source, request.options)
@@ -143,6 +143,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             for piece in first.pieces:
                 writer.write(piece)
             async for message in request_iterator:
+                found.check_takes_files()
                 for piece in message.pieces:
                     writer.write(piece)
         found.accept(writer)
@@ -197,7 +198,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         lease = convert.seconds_of(request.lease) or self._terms.lease_seconds
         carried = tuple(Path(file.path) for file in request.carried_files)
         for path in carried:
-            if path.parent != self._terms.log_dir or not path.name:
+            if path.parent != self._terms.log_dir or path.name == "..":
                 raise InvalidRequest(
                     f"{path} would be written outside of {self._terms.log_dir}, where this node keeps logs",
                     remedy="use the same log_dir on both nodes",
@@ -240,7 +241,12 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             data_port=self._data_port,
             journal=self._journal.incoming(incoming.migration_id, incoming.source_node_id),
             phase=phase,
+            on_end=self._drop,
         )
+
+    def _drop(self, ended: Session) -> None:
+        """The journal says all that is left to say."""
+        self._sessions.pop(ended.incoming.migration_id, None)
 
     def _from_journal(self, entry: IncomingEntry) -> Session:
         found = self._session(Incoming.from_journal(entry), entry.phase)

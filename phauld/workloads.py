@@ -138,18 +138,18 @@ class Workloads:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             fd = theirs.fileno()
-            await self._start_shim(("restore", str(directory), str(fd), str(criu)), fd)
+            child = await self._start_shim(("restore", str(directory), str(fd), str(criu)), fd)
         except BaseException:
             ours.close()
             shutil.rmtree(directory, ignore_errors=True)
             raise
         finally:
             theirs.close()
-        return RestoreSlot(self, directory, ours)
+        return RestoreSlot(self, directory, ours, child)
 
     def found_slot(self, directory: Path) -> "RestoreSlot":
         """What an earlier phauld had begun to restore in `directory`."""
-        return RestoreSlot(self, directory, None)
+        return RestoreSlot(self, directory, None, None)
 
     def mark_moved(self, workload: Workload, destination: str) -> None:
         """Record that the tree lives on elsewhere."""
@@ -183,6 +183,8 @@ class Workloads:
 
     async def close(self) -> None:
         """Stop watching. The trees and their shims stay."""
+        if self._reapers:
+            await asyncio.wait(self._reapers, timeout=0)  # reaps those that have ended
         for task in self._reapers:
             task.cancel()
         await asyncio.gather(*self._reapers, return_exceptions=True)
@@ -238,8 +240,9 @@ class Workloads:
 class RestoreSlot:
     """A shim with the criu that restores below it; `keep` or `discard` ends it."""
 
-    def __init__(self, workloads: Workloads, directory: Path, swrk: socket.socket | None) -> None:
+    def __init__(self, workloads: Workloads, directory: Path, swrk: socket.socket | None, child: Child | None) -> None:
         self._swrk = swrk
+        self._child = child  # the shim, if it is ours
         self._workloads = workloads
         self.directory = directory
 
@@ -278,16 +281,25 @@ class RestoreSlot:
         """The tree never ran, and criu's connection is closed: wait until its shim has cleaned up, and forget it."""
         if self._swrk is not None:
             self._swrk.close()
-        shim_process = _read_json(self.directory / "shim.json")
         try:
             async with asyncio.timeout(EXIT_RECORD_TIMEOUT_SECONDS):
-                while self._shim_lives():
-                    await wait_until_gone(shim_process["pid"] if shim_process else 0)
+                await self._ended()
         except TimeoutError:
-            assert shim_process is not None
-            with Tree.below(shim_process["pid"]) as left:
+            with Tree.below(self._shim_pid) as left:
                 await left.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    async def _ended(self) -> None:
+        if self._child is not None:  # it may not have said yet who it is
+            await self._child.wait()
+        while self._shim_lives():
+            await wait_until_gone(self._shim_pid)
+
+    @property
+    def _shim_pid(self) -> int:
+        if self._child is not None:
+            return self._child.pid
+        return int((_read_json(self.directory / "shim.json") or {})["pid"])
 
     def _shim_lives(self) -> bool:
         shim_process = _read_json(self.directory / "shim.json")
