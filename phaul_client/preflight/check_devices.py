@@ -11,15 +11,15 @@ from phaul_client.preflight.problems import Problem, error
 
 _MEMORY_MAJOR, _MISC_MAJOR = 1, 10
 _ZERO: Final = 1 << 8 | 5
-#: /dev/net/tun and autofs.
-_KNOWN_MISC: Final = frozenset({200, 235})
+_TUN: Final = 10 << 8 | 200
+_AUTOFS_MINOR: Final = 235
 
 #: What follows "anon_inode:" in /proc/PID/fd, and criu can restore.
 _KNOWN_ANONYMOUS: Final = frozenset(
     {"[eventfd]", "[eventpoll]", "[timerfd]", "[signalfd]", "[pidfd]", "inotify", "[fanotify]"}
 )
 #: Kinds that have a code of their own: name → (code, what it is, remedy).
-_UNSUPPORTED: Final = {
+UNSUPPORTED: Final = {
     "[io_uring]": ("io-uring", "io_uring", "tell the program to use epoll instead of io_uring"),
     "[userfaultfd]": ("userfaultfd", "userfaultfd", "the program must close its userfaultfd"),
     "[perf_event]": ("perf-event", "a performance counter", "end the profiling"),
@@ -27,12 +27,13 @@ _UNSUPPORTED: Final = {
     "bpf-map": ("bpf", "a BPF map", "the program must close it"),
     "bpf_link": ("bpf", "a BPF link", "the program must close it"),
     "btf": ("bpf", "BPF type information", "the program must close it"),
+    "/secretmem": ("secret-memory", "secret memory (memfd_secret)", "start the program without it"),
     "kvm-vm": ("kvm", "a virtual machine", "move virtual machines by their own means (QEMU, libvirt)"),
     "[landlock-ruleset]": ("landlock", "a Landlock rule set", "the program must close it before it is moved"),
 }
 _OTHER_REMEDY: Final = "the program must close it first"
 #: Path prefix of a device → (code, what it is).
-_DEVICES: Final = (
+DEVICES: Final = (
     ("/dev/nvidia", "gpu", "an NVIDIA GPU"),
     ("/dev/dri/", "gpu", "a GPU"),
     ("/dev/kfd", "gpu", "an AMD GPU"),
@@ -61,6 +62,8 @@ def _open(file: OpenFile, tree: TreeFacts) -> Iterator[Problem]:
     where = f"fd {file.fd} of {tree.process(file.pid)}"
     if file.kind is FileKind.ANONYMOUS:
         yield from _anonymous(file, where, tree)
+    elif file.device_number == _TUN and file.kind is FileKind.CHARACTER_DEVICE:
+        yield from _tun(file, where, tree)
     elif file.kind is FileKind.CHARACTER_DEVICE and not _is_known_device(file.device_number):
         yield _device(file.path, where)
     elif file.kind is FileKind.BLOCK_DEVICE:
@@ -78,18 +81,26 @@ def _anonymous(file: OpenFile, where: str, tree: TreeFacts) -> Iterator[Problem]
         return
     if name in _KNOWN_ANONYMOUS:
         return
-    code, what, remedy = _UNSUPPORTED.get(name, ("unsupported-file", name.strip("[]"), _OTHER_REMEDY))
+    code, what, remedy = UNSUPPORTED.get(name, ("unsupported-file", name.strip("[]"), _OTHER_REMEDY))
     yield error(code, where, f"is {what}, which criu cannot carry", remedy)
 
 
+def _tun(file: OpenFile, where: str, tree: TreeFacts) -> Iterator[Problem]:
+    root = tree.root
+    if root is not None and root.namespaces.get("net") == tree.reader_namespaces.get("net"):
+        message = f"{where} is a network tunnel in the network namespace of the node"
+        yield error("tun", file.path, message, "start the program in a network namespace of its own")
+
+
 def _mapped(mapped: MappedFile, tree: TreeFacts) -> Iterator[Problem]:
-    if mapped.kind is FileKind.CHARACTER_DEVICE and mapped.device_number != _ZERO:
-        message = f"is mapped by {tree.process(mapped.pid)}; criu cannot carry memory of a device"
+    odd = mapped.kind in (FileKind.ANONYMOUS, FileKind.OTHER) and mapped.path != "/[aio]"
+    if odd or (mapped.kind is FileKind.CHARACTER_DEVICE and mapped.device_number != _ZERO):
+        message = f"is mapped by {tree.process(mapped.pid)}; criu cannot carry such memory"
         yield error("device-mapping", mapped.path, message, "the program must unmap it first")
 
 
 def _device(path: str, where: str) -> Problem:
-    for prefix, code, what in _DEVICES:
+    for prefix, code, what in DEVICES:
         if path.startswith(prefix):
             return error(code, path, f"{where} is {what}, which criu cannot carry", _OTHER_REMEDY)
     return error("device", path, f"{where} is a device that criu cannot carry", _OTHER_REMEDY)
@@ -97,4 +108,4 @@ def _device(path: str, where: str) -> Problem:
 
 def _is_known_device(device_number: int) -> bool:
     major, minor = device_number >> 8 & 0xFFF, device_number & 0xFF | device_number >> 12 & 0xFFF00
-    return major == _MEMORY_MAJOR or is_terminal(device_number) or (major == _MISC_MAJOR and minor in _KNOWN_MISC)
+    return major == _MEMORY_MAJOR or is_terminal(device_number) or (major == _MISC_MAJOR and minor == _AUTOFS_MINOR)

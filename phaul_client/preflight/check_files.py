@@ -20,7 +20,7 @@ def check_files(tree: TreeFacts, chosen: ChosenOptions) -> Iterator[Problem]:
     for file in _each_once(tree.open_files):
         yield from _mount(file, tree)
         yield from _name(file, tree)
-        yield from _epoll(file, tree)
+        yield from _epoll(file)
     for mapped in tree.mapped_files:
         yield from _mapping(mapped, tree, chosen)
 
@@ -69,14 +69,10 @@ def _name(file: OpenFile, tree: TreeFacts) -> Iterator[Problem]:
     yield error("file-covered", file.path, message, "undo the mount, or let the program open the file again")
 
 
-def _epoll(file: OpenFile, tree: TreeFacts) -> Iterator[Problem]:
-    if not file.watched:
-        return
-    held = {other.fd: other.inode for other in tree.open_files if other.pid == file.pid}
-    for fd, inode in file.watched:
-        if fd not in held or (inode and held[fd] != inode):
-            message = f"watches fd {fd}, which was closed there but lives on elsewhere"
-            yield error("epoll-closed", f"epoll {file}", message, "the program must take it out of the epoll first")
+def _epoll(file: OpenFile) -> Iterator[Problem]:
+    for fd in file.watches_closed:
+        message = f"watches fd {fd}, which was closed there but lives on in another process"
+        yield error("epoll-closed", f"epoll {file}", message, "the program must take it out of the epoll first")
 
 
 def _mapping(mapped: MappedFile, tree: TreeFacts, chosen: ChosenOptions) -> Iterator[Problem]:
@@ -97,7 +93,7 @@ def _each_once(files: tuple[OpenFile, ...]) -> Iterator[OpenFile]:
     """A file that several descriptors share counts once, an epoll in every process that has it."""
     seen = set()
     for file in files:
-        key = (file.path, file.inode, file.mount_id, file.pid if file.watched else 0)
+        key = (file.path, file.inode, file.mount_id, file.pid if file.watches_closed else 0)
         if key not in seen:
             seen.add(key)
             yield file

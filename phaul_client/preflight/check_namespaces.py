@@ -52,7 +52,14 @@ def _nested(tree: TreeFacts, root: Process) -> Iterator[Problem]:
 
 def _own(tree: TreeFacts, root: Process) -> Iterator[Problem]:
     own = sorted(kind for kind, inode in root.namespaces.items() if inode != tree.reader_namespaces.get(kind, inode))
-    if own:
+    if "mnt" in own:
+        message = "has a mount namespace of its own, which criu restores only under a root directory of its own"
+        remedy = "move it as a container, or start it in the node's mount namespace (`phaul run`)"
+        yield error("mount-namespace", str(root), message, remedy)
+    elif "user" in own:
+        message = "has a user namespace of its own without a /proc of its own, which criu cannot restore"
+        yield error("user-namespace", str(root), message, "move it as a container, or start it without")
+    elif own:
         names = ", ".join(_NAMES[kind] for kind in own)
         yield info("own-namespaces", names, f"{root} has namespaces of its own, which move along", "nothing to do")
 

@@ -26,7 +26,7 @@ def check_nodes(needs: Requirements, source: NodeFacts, here: NodeFacts, wishes:
     if wishes.post_copy and here.lazy_pages is False:
         message = "this node's criu or kernel cannot do lazy pages, which post-copy needs"
         yield error("lazy-pages", here.name, message, "use a kernel with CONFIG_USERFAULTFD, or another mode")
-    if wishes.post_copy and 0 < here.pipe_max_bytes < POST_COPY_PIPE_BYTES and not here.pipes_unlimited:
+    if wishes.post_copy and 0 < here.pipe_max_bytes < POST_COPY_PIPE_BYTES and here.sys_resource is False:
         message = f"is {here.pipe_max_bytes} bytes on {here.name}, and post-copy needs {POST_COPY_PIPE_BYTES}"
         yield error("pipe-size", "fs.pipe-max-size", message, f"sysctl -w fs.pipe-max-size={POST_COPY_PIPE_BYTES}")
 
@@ -60,8 +60,8 @@ def _architecture(source: NodeFacts, here: NodeFacts) -> Iterator[Problem]:
 def _versions(source: NodeFacts, here: NodeFacts) -> Iterator[Problem]:
     if here.criu_version and source.criu_version // 100 > here.criu_version // 100:
         theirs, ours = _criu(source.criu_version), _criu(here.criu_version)
-        message = f"criu is {theirs} on the source and only {ours} here, which may not read its images"
-        yield warning("criu-older", f"criu {ours}", message, f"install criu {theirs} or newer on {here.name}")
+        message = f"criu is {theirs} on the source and only {ours} here, which cannot restore its images"
+        yield error("criu-older", f"criu {ours}", message, f"install criu {theirs} or newer on {here.name}")
     ours_kernel, theirs_kernel = kernel_version(here.kernel_release), kernel_version(source.kernel_release)
     if ours_kernel and theirs_kernel and ours_kernel < theirs_kernel:
         message = f"the kernel is {source.kernel_release} on the source: the program may use what this one lacks"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from phaul_client.preflight.model import Process, TreeFacts
+from phaul_client.preflight.model import NodeFacts, Process, TreeFacts
 from phaul_client.preflight.problems import Problem, error, info
 from phaul_client.preflight.wishes import Wishes
 
@@ -18,28 +18,19 @@ def check_existence(tree: TreeFacts) -> Iterator[Problem]:
         yield error("kernel-thread", str(root), "is a thread of the kernel, which nothing can move", "choose a process")
     elif root.state in ("Z", "X") and len(root.threads) <= 1:
         yield error("zombie", str(root), "has ended and only waits to be reaped", "there is nothing left to move")
+    elif tree.reader_lineage[:1] == (root.pid,):
+        yield error("is-phaul", str(root), "is phaul itself", "choose another process")
+    elif tree.pids & set(tree.reader_lineage):
+        message = "is an ancestor of phaul, which cannot move the ground it stands on"
+        yield error("ancestor-of-phaul", str(root), message, "move one of its other descendants")
 
 
-def check_processes(tree: TreeFacts, wishes: Wishes) -> Iterator[Problem]:
-    """Who is in the tree, who holds it, and to which session it belongs."""
-    yield from _lineage(tree)
+def check_processes(tree: TreeFacts, node: NodeFacts, wishes: Wishes) -> Iterator[Problem]:
+    """Who holds the processes, and to which session they belong."""
     for process in tree.processes:
         yield from _process(process)
+        yield from _owner(process, tree, node)
     yield from _session(tree, wishes)
-
-
-def _lineage(tree: TreeFacts) -> Iterator[Problem]:
-    mine = tree.pids & set(tree.reader_lineage)
-    if not mine:
-        return
-    if tree.reader_lineage[0] == tree.root_pid:
-        yield error("is-phaul", tree.process(tree.root_pid), "is phaul itself", "choose another process")
-    else:
-        subject = tree.process(tree.root_pid)
-        message = "is an ancestor of phaul, which cannot move the ground it stands on"
-        yield error(
-            "ancestor-of-phaul", subject, message, "move one of its other descendants, or start phauld elsewhere"
-        )
 
 
 def _process(process: Process) -> Iterator[Problem]:
@@ -58,11 +49,23 @@ def _process(process: Process) -> Iterator[Problem]:
         yield info("stopped", str(process), "is stopped, and will be at the destination", "nothing to do")
 
 
+def _owner(process: Process, tree: TreeFacts, node: NodeFacts) -> Iterator[Problem]:
+    """Without CAP_SYS_RESOURCE criu may not read the limits of a process of another user."""
+    user, group = tree.reader_ids
+    if node.sys_resource is not False or ({*process.user_ids} <= {user} and {*process.group_ids} <= {group}):
+        return
+    message = f"runs as user {process.user_ids[1]}, and phauld lacks CAP_SYS_RESOURCE to read its limits"
+    yield error(
+        "other-user", str(process), message, "give phauld CAP_SYS_RESOURCE, or run the program as phauld's user"
+    )
+
+
 def _session(tree: TreeFacts, wishes: Wishes) -> Iterator[Problem]:
     root = tree.root
     assert root is not None
     for process in tree.processes:
-        if process.namespace_session == 0 and len(process.namespace_pids) > 1:
+        same = process.namespaces.get("pid") == root.namespaces.get("pid")
+        if process.namespace_session == 0 and len(process.namespace_pids) > 1 and same:
             message = "its session is led from outside its PID namespace, which criu cannot dump"
             yield error("session-outside-namespace", str(process), message, "start it with setsid")
     if root.namespace_session in (root.own_pid, 0) or root.terminal:

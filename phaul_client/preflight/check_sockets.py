@@ -78,14 +78,13 @@ def _unix(
         )
         yield error("unix-peer-outside", subject, message, "move both ends together, or close the connection")
     for inode in unix.waiting:
-        if inode not in held:
-            who = (
-                ends.get(f"socket:[{inode}]", "a process outside the tree")
-                if inode
-                else "a client that has gone already"
-            )
-            message = f"a connection of {who} waits to be accepted by {owner}"
+        who = ends.get(f"socket:[{inode}]", "a process outside the tree")
+        if not inode:
+            message = f"a connection waits to be accepted by {owner}, and its client has gone already"
             yield error("unix-in-flight", subject, message, "try again when it is accepted")
+        elif inode not in held:
+            message = f"a connection of {who} waits to be accepted by {owner}, and is closed by the move"
+            yield warning("unix-in-flight", subject, message, "nothing: clients connect again")
     if not unix.peer_inode or unix.peer_inode in held:
         return
     peer = ends.get(f"socket:[{unix.peer_inode}]", "a process outside the tree")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from phaul_client.preflight.model import FileKind, OpenFile, TreeFacts
-from phaul_client.preflight.problems import Problem, error
+from phaul_client.preflight.problems import Problem, error, warning
 
 _REMEDY = "start it without a terminal: `phaul run`, or setsid with its input and output in files"
 #: Majors of virtual consoles and serial lines, /dev/tty and /dev/console, and the slaves of pseudo terminals.
@@ -33,8 +33,8 @@ def check_terminals(tree: TreeFacts) -> Iterator[Problem]:
     for process in tree.processes:
         inside = _major(process.terminal) in _SLAVES and _slave_index(process.terminal) in masters
         if process.terminal and not inside and process.pid not in {pid for pid, _path in named}:
-            message = "has a controlling terminal that is outside the tree"
-            yield error("controlling-terminal", str(process), message, _REMEDY)
+            message = "has a controlling terminal outside the tree, and will have none"
+            yield warning("controlling-terminal", str(process), message, _REMEDY)
 
 
 def _ends_inside(file: OpenFile, masters: set[int | None]) -> bool:

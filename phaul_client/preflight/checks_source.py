@@ -22,7 +22,7 @@ def check_source(tree: TreeFacts, node: NodeFacts, wishes: Wishes) -> tuple[Prob
     chosen = choose_options(tree, wishes)
     return worst_first(
         [
-            *check_processes(tree, wishes),
+            *check_processes(tree, node, wishes),
             *check_terminals(tree),
             *check_sockets(tree, chosen, wishes),
             *check_devices(tree),

@@ -60,7 +60,7 @@ def _look_up_pids(pids: Iterable[int]) -> dict[int, str]:
 
 
 def _look_up_sockets(sockets: Iterable[RequiredSocket]) -> tuple[frozenset[str], dict[tuple[str, str, int], str]]:
-    missing, taken = set(), dict[tuple[str, str, int], str]()
+    missing, taken = set(), []
     for each in sockets:
         if each.own_network_namespace or _is_link_local(each.local_address):
             continue
@@ -69,8 +69,9 @@ def _look_up_sockets(sockets: Iterable[RequiredSocket]) -> tuple[frozenset[str],
         if failure == errno.EADDRNOTAVAIL:
             missing.add(each.local_address)
         elif failure == errno.EADDRINUSE:
-            taken[(each.protocol, each.local_address, each.local_port)] = _owner_of_port(each.protocol, each.local_port)
-    return frozenset(missing), taken
+            taken.append((each.protocol, each.local_address, each.local_port))
+    owners = _owners_of_ports() if taken else {}
+    return frozenset(missing), {key: owners.get((key[0], key[2]), "another process") for key in taken}
 
 
 def _try_bind(protocol: str, address: str, port: int) -> int:
@@ -89,15 +90,19 @@ def _try_bind(protocol: str, address: str, port: int) -> int:
     return 0
 
 
-def _owner_of_port(protocol: str, port: int) -> str:
-    table = "tcp" if protocol == "tcp" else "udp"
-    lines = [*parse_inet(try_text(f"/proc/self/net/{table}")), *parse_inet(try_text(f"/proc/self/net/{table}6"))]
-    inodes = [line.inode for line in lines if line.local_port == port and (table == "udp" or line.state == _LISTEN)]
-    found = holders((f"socket:[{inode}]" for inode in inodes), frozenset(), (), _SEARCH_SECONDS)
-    for pid in found.values():
+def _owners_of_ports() -> dict[tuple[str, int], str]:
+    """(protocol, port) → the process that has it; those that are not found in time are left out."""
+    ports = {}
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        protocol = table.removesuffix("6")
+        for line in parse_inet(try_text(f"/proc/self/net/{table}")):
+            if protocol == "udp" or line.state == _LISTEN:
+                ports[f"socket:[{line.inode}]"] = (protocol, line.local_port)
+    owners = {}
+    for target, pid in holders(ports, frozenset(), (), _SEARCH_SECONDS).items():
         process = read_stat(pid)
-        return f"pid {pid} ({process.name})" if process else f"pid {pid}"
-    return "another process"
+        owners[ports[target]] = f"pid {pid} ({process.name})" if process else f"pid {pid}"
+    return owners
 
 
 def _is_link_local(address: str) -> bool:

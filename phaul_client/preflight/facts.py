@@ -26,7 +26,7 @@ def read_tree(root_pid: int) -> TreeFacts:
     started = time.monotonic()
     processes = read_processes(root_pid)
     own = read_namespaces("/proc/self")
-    if not processes or processes[0].is_kernel_thread or processes[0].state == "Z":
+    if not processes or processes[0].is_kernel_thread:
         return TreeFacts(root_pid=root_pid, processes=processes, reader_namespaces=own)
     open_files = tuple(file for process in processes for file in read_open_files(process.pid))
     mapped, special = _read_all_mappings(processes)
@@ -46,6 +46,7 @@ def read_tree(root_pid: int) -> TreeFacts:
         mount_ids=_mount_ids(processes),
         reader_lineage=lineage(os.getpid()),
         reader_namespaces=own,
+        reader_ids=(os.getuid(), os.getgid()),
         seconds=time.monotonic() - started,
     )
 
@@ -62,8 +63,11 @@ def _read_all_mappings(processes: Iterable[Process]) -> tuple[tuple[MappedFile, 
 
 
 def _mount_ids(processes: Iterable[Process]) -> frozenset[int]:
-    of_namespace = {process.namespaces.get("mnt", 0): process.pid for process in processes}
-    return frozenset().union(*(parse_mount_ids(try_text(f"/proc/{pid}/mountinfo")) for pid in of_namespace.values()))
+    # a process sees the mounts below its own root directory: those of phaul's namespace are read by phaul itself
+    of_namespace = {process.namespaces.get("mnt", 0): str(process.pid) for process in reversed(tuple(processes))}
+    own = read_namespaces("/proc/self").get("mnt", 0)
+    readers = ("self" if namespace == own else pid for namespace, pid in of_namespace.items())
+    return frozenset().union(*(parse_mount_ids(try_text(f"/proc/{reader}/mountinfo")) for reader in readers))
 
 
 def _read_outside_ends(

@@ -76,7 +76,7 @@ def _read(pid: int, line: MapsLine, build_ids: BuildIds) -> MappedFile:
 def _kind(path: str, mode: int) -> FileKind:
     if path.startswith("/memfd:"):
         return FileKind.MEMFD
-    if path.startswith(("anon_inode:", "socket:")):
+    if path.startswith(("anon_inode:", "socket:", "/secretmem")):
         return FileKind.ANONYMOUS
     if stat.S_ISCHR(mode):
         return FileKind.CHARACTER_DEVICE

@@ -54,6 +54,9 @@ class Process:
     stuck_threads: tuple[int, ...]
     #: 0 none, 1 strict, 2 filter.
     seccomp: int
+    #: Real, effective and saved ids.
+    user_ids: tuple[int, ...]
+    group_ids: tuple[int, ...]
     #: "kind" → inode of the namespace; kinds as in NAMESPACES.
     namespaces: dict[str, int]
     #: Inode of the PID namespace of its future children.
@@ -97,8 +100,8 @@ class OpenFile:
     reachable: bool | None = None
     #: Kinds of the locks held through it, such as "FLOCK" or "POSIX".
     locks: tuple[str, ...] = ()
-    #: For an epoll: (descriptor, inode) of what it watches.
-    watched: tuple[tuple[int, int], ...] = ()
+    #: For an epoll: what it watches though the process has closed it under that number and any other.
+    watches_closed: tuple[int, ...] = ()
     #: For a pidfd: the process; -1: gone.
     target_pid: int | None = None
     #: For a pty master: the number of its slave.
@@ -227,8 +230,9 @@ class TreeFacts:
     mount_ids: frozenset[int] = frozenset()
     #: The reader and its ancestors.
     reader_lineage: tuple[int, ...] = ()
-    #: Namespaces of the reader.
+    #: Namespaces of the reader, and its real user and group id.
     reader_namespaces: dict[str, int] = field(default_factory=dict)
+    reader_ids: tuple[int, int] = (0, 0)
     #: Seconds that reading took.
     seconds: float = 0.0
 
@@ -269,8 +273,8 @@ class NodeFacts:
     memory_available_bytes: int = 0
     images_free_bytes: int = 0
     pipe_max_bytes: int = 0
-    #: phaul may make pipes larger than that (CAP_SYS_RESOURCE).
-    pipes_unlimited: bool = False
+    #: phaul has CAP_SYS_RESOURCE: limits of pipes and of other users' processes do not hold for it. None: unknown.
+    sys_resource: bool | None = None
 
 
 def _endpoint(address: str, port: int) -> str:

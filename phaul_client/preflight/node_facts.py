@@ -31,5 +31,5 @@ def read_node(
         memory_available_bytes=int(memory.split()[0]) * 1024,
         images_free_bytes=shutil.disk_usage(images_dir).free if images_dir else 0,
         pipe_max_bytes=int(try_text("/proc/sys/fs/pipe-max-size") or 0),
-        pipes_unlimited=bool(capabilities >> _CAP_SYS_RESOURCE & 1),
+        sys_resource=bool(capabilities >> _CAP_SYS_RESOURCE & 1),
     )

@@ -6,14 +6,17 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
+from phaul_client.preflight.epoll import watched_but_closed
 from phaul_client.preflight.model import FileKind, OpenFile
 from phaul_client.preflight.proc_files import GONE, try_stat, try_text
-from phaul_client.preflight.proc_text import parse_epoll, parse_fields, parse_locks, strip_deleted
+from phaul_client.preflight.proc_text import parse_fields, parse_locks, strip_deleted
 
 _OWNER_READ, _OWNER_WRITE = stat.S_IRUSR, stat.S_IWUSR
 _PTMX: Final = os.makedev(5, 2)
+_NAMED: Final = frozenset({FileKind.REGULAR, FileKind.DIRECTORY, FileKind.CHARACTER_DEVICE, FileKind.FIFO})
 _KINDS: Final = {
     stat.S_IFREG: FileKind.REGULAR,
     stat.S_IFDIR: FileKind.DIRECTORY,
@@ -31,9 +34,13 @@ def read_open_files(pid: int) -> Iterator[OpenFile]:
         names = os.listdir(directory)
     except GONE:
         return
-    for name in names:
+    descriptors = [int(name) for name in names]
+    for fd in descriptors:
         with contextlib.suppress(*GONE):  # closed meanwhile
-            yield _read(pid, int(name), f"{directory}/{name}")
+            file = _read(pid, fd, f"{directory}/{fd}")
+            if file.path == "anon_inode:[eventpoll]":
+                file = replace(file, watches_closed=watched_but_closed(pid, fd, descriptors))
+            yield file
 
 
 def _read(pid: int, fd: int, link: str) -> OpenFile:
@@ -71,9 +78,8 @@ def _read_file(pid: int, fd: int, link: str, target: str, readable: bool, writab
         allocated_bytes=status.st_blocks * 512,
         links=status.st_nlink,
         mount_id=int(fields.get("mnt_id", "0")) or None,
-        reachable=_reachable(pid, path, status) if path.startswith("/") and kind is not FileKind.MEMFD else None,
+        reachable=_reachable(pid, path, status) if path.startswith("/") and kind in _NAMED else None,
         locks=parse_locks(fdinfo) if "lock:" in fdinfo else (),
-        watched=parse_epoll(fdinfo) if target == "anon_inode:[eventpoll]" else (),
         target_pid=int(fields["Pid"]) if "pidfd" in target and "Pid" in fields else None,
         terminal_index=int(fields["tty-index"]) if status.st_rdev == _PTMX and "tty-index" in fields else None,
         watches=fdinfo.count("notify "),
@@ -84,7 +90,7 @@ def _read_file(pid: int, fd: int, link: str, target: str, readable: bool, writab
 def _kind(mode: int, target: str) -> FileKind:
     if target.startswith("/memfd:"):
         return FileKind.MEMFD
-    if target.startswith(("anon_inode:", "pidfd:")):
+    if target.startswith(("anon_inode:", "pidfd:", "/secretmem")):
         return FileKind.ANONYMOUS
     if not target.startswith("/") and ":[" in target:
         return FileKind.NAMESPACE

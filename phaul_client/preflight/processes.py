@@ -46,6 +46,8 @@ def read_process(pid: int) -> Process | None:
         tracer_pid=int(status.get("TracerPid", "0")),
         threads=threads,
         stuck_threads=tuple(_stuck(pid, threads)),
+        user_ids=numbers(status.get("Uid"))[:3],
+        group_ids=numbers(status.get("Gid"))[:3],
         seccomp=int(status.get("Seccomp", "0")),
         namespaces=read_namespaces(directory),
         pid_namespace_for_children=_namespace(f"{directory}/ns/pid_for_children"),
