@@ -360,8 +360,8 @@ class Outgoing:
         choice = choose_mode(self._options, self._node, answer.destination, resident_bytes(self._target.pid))
         self.record.mode = MODE_VALUES[choice.mode]
         self.record.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
-        self.record.mode_reason = "; ".join(choice.reasons[:-1])
-        self.record.restore_mode_reason = choice.reasons[-1]
+        self.record.mode_reason = "; ".join(each.removeprefix(f"{choice.mode}: ") for each in choice.reasons[:-1])
+        self.record.restore_mode_reason = choice.reasons[-1].removeprefix(f"{choice.restore_mode} restore: ")
         if self._options.throttle and choice.mode in WITH_ROUNDS:
             self._check_throttle()
         return choice
