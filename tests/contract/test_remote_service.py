@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -366,6 +367,16 @@ async def test_a_destination_that_is_not_there(tmp_path: Path) -> None:
 # Images and carried files
 
 
+def descriptors_of(path: Path) -> list[str]:
+    """The open descriptors of a file."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{number}") == str(path):
+                found.append(number)
+    return found
+
+
 async def put(there: Destination, pieces: Iterable[remote_pb2.FilePiece]) -> remote_pb2.PutImagesResponse:
     async with there.remote() as remote:
         return await remote.put_images(pieces)
@@ -411,13 +422,12 @@ async def test_a_bad_piece_is_refused_and_leaves_no_descriptor(
     if why == "INVALID_ARGUMENT" and not bad.carried_path:
         bad.image_name = "core-1.img"
     await there.stub.OpenSession(opening(carried_files=[types_pb2.CarriedFile(path=str(log))]))
-    before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         assert await reason(put(there, [piece(carried_path=str(log), data=b"li", size_bytes=5), bad])) in (
             why,
             "IMAGE_CORRUPT",
         )
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors_of(log)
     await there.stub.Abort(remote_pb2.AbortRequest(migration_id="move"))
     assert list(there.log_dir.iterdir()) == []
 
@@ -435,7 +445,6 @@ async def test_images_for_a_session_that_has_ended_are_refused(there: Destinatio
 async def test_a_stream_of_images_that_breaks_off_leaves_no_descriptor(there: Destination) -> None:
     log = there.log_dir / "web.log"
     await there.stub.OpenSession(opening(carried_files=[types_pb2.CarriedFile(path=str(log))]))
-    before = len(os.listdir("/proc/self/fd"))
 
     async def endless() -> AsyncIterator[remote_pb2.PutImagesRequest]:
         first = piece(carried_path=str(log), data=b"x" * 10, size_bytes=100)
@@ -444,8 +453,9 @@ async def test_a_stream_of_images_that_breaks_off_leaves_no_descriptor(there: De
 
     call = there.stub.PutImages(endless())
     await until(lambda: log.exists() and log.stat().st_size == 10)
+    assert descriptors_of(log)
     call.cancel()
-    await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+    await until(lambda: not descriptors_of(log))
     await there.stub.Abort(remote_pb2.AbortRequest(migration_id="move"))
     assert list(there.log_dir.iterdir()) == []
 
