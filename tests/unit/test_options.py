@@ -7,12 +7,16 @@ from phaul.v1 import types_pb2
 from phaul_client.commit import Event
 from phaul_client.errors import InvalidRequest
 from phaul_client.modes import Mode, RestoreMode
+from phaul_client.preflight import choose_options
+from phaul_client.preflight.convert import wishes_of
+from phaul_client.preflight.model import InetSocket, TreeFacts
 from phaul_criu.requests import NetworkLock, dump_request, restore_request
 from phauld.convert import duration
 from phauld.costs import Costs
 from phauld.options import (
     MODE_VALUES,
     RESTORE_MODE_VALUES,
+    decided,
     dump_options,
     limits,
     parse_options,
@@ -24,6 +28,22 @@ TIMES = ("downtime_goal", "deadline", "freeze_budget", "in_doubt_timeout", "post
 
 def options(**fields: object) -> types_pb2.Options:
     return types_pb2.Options(**fields)  # type: ignore[arg-type]
+
+
+def tree_with_connection() -> TreeFacts:
+    connection = InetSocket(
+        protocol="tcp",
+        inode=1,
+        pid=42,
+        state=1,
+        local_address="127.0.0.1",
+        local_port=7,
+        remote_address="127.0.0.1",
+        remote_port=8,
+        waiting=0,
+        own_network_namespace=False,
+    )
+    return TreeFacts(root_pid=42, inet_sockets=(connection,))
 
 
 def test_an_empty_message_has_every_default() -> None:
@@ -101,22 +121,24 @@ def test_every_mode_has_a_value() -> None:
 def test_both_ends_are_told_the_same_of_connections(
     policy: types_pb2.TcpPolicy.ValueType, established: bool, close: bool, lock: NetworkLock
 ) -> None:
-    parsed = parse_options(options(tcp_policy=policy))
-    for request in (dump_request(dump_options(parsed, 42)), restore_request(restore_options(parsed))):
+    message = options(tcp_policy=policy)
+    chosen = choose_options(tree_with_connection(), wishes_of(message))
+    parsed = parse_options(decided(message, chosen))
+    for request in (dump_request(dump_options(42, chosen)), restore_request(restore_options(parsed))):
         assert (request.opts.tcp_established, request.opts.tcp_close) == (established, close)
         assert request.opts.network_lock == lock.value
 
 
 def test_both_ends_are_told_the_same_of_the_rest() -> None:
-    parsed = parse_options(options(shell_job=True, ext_unix_sk=True, file_locks=True, ghost_limit_bytes=5))
-    dump, restore = dump_options(parsed, 42), restore_options(parsed)
+    message = options(shell_job=True, ext_unix_sk=True, file_locks=True, ghost_limit_bytes=5)
+    chosen = choose_options(TreeFacts(root_pid=42), wishes_of(message))
+    dump, restore = dump_options(42, chosen), restore_options(parse_options(decided(options(), chosen)))
     assert dump.pid == 42
     assert dump.ghost_limit_bytes == 5
     for told in (dump, restore):
         assert told.shell_job
         assert told.ext_unix_sk
         assert told.file_locks
-        assert told.link_remap
 
 
 def test_lazy_pages_only_when_decided() -> None:
