@@ -137,7 +137,7 @@ class Outgoing:
     async def check(self) -> None:
         """Only the preflight; the record then has what it found. Raises `PeerError`."""
         async with (
-            grpc.aio.insecure_channel(self.record.destination_address) as channel,
+            open_channel(self.record.destination_address) as channel,
             GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
         ):
             try:
@@ -218,7 +218,7 @@ class Outgoing:
 
     async def _migrate(self) -> None:
         async with (
-            grpc.aio.insecure_channel(self.record.destination_address) as channel,
+            open_channel(self.record.destination_address) as channel,
             GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
             asyncio.timeout(self._options.deadline_seconds) as deadline,
         ):
@@ -289,7 +289,7 @@ class Outgoing:
         if "relay" not in entry.detail:  # else criu may still serve pages
             await wait_or_kill(entry.detail.get("criu"))
         async with (
-            grpc.aio.insecure_channel(self.record.destination_address) as channel,
+            open_channel(self.record.destination_address) as channel,
             GrpcRemote(
                 self.record.destination_address,
                 channel,
@@ -517,6 +517,11 @@ class Outgoing:
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A connection of its own: what a cut did to another migration's (a back-off, a dead socket) is not ours."""
+    return grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
 
 
 async def wait_or_kill(process: Mapping[str, Any] | None) -> None:
