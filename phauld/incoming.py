@@ -7,6 +7,7 @@ tree runs before COMMITTING is in the journal, and whatever ends the session ear
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import shutil
@@ -39,6 +40,7 @@ from phauld.workloads import RestoreSlot, Workloads, WorkloadSpec
 logger = logging.getLogger(__name__)
 
 STREAM_SECONDS: Final = 10.0
+RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 RELEASE_SECONDS: Final = 60.0
 
 
@@ -357,15 +359,26 @@ class Session:
         self.renew()
 
     def _post(self, event: Event) -> None:
-        """Something happened: take it when its turn comes; too late is no error."""
+        """Something happened: take it when its turn comes; too late is no error.
+
+        It cannot be refused as a call can: while the journal cannot be written, it is taken again and again.
+        """
 
         async def take() -> None:
-            try:
-                await self.fire(event)
-            except PhaseError:
-                logger.debug("too late migration_id=%s event=%s", self.incoming.migration_id, event)
-            except Exception:
-                logger.exception("event failed migration_id=%s event=%s", self.incoming.migration_id, event)
+            for seconds in itertools.chain(RETRY_SECONDS, itertools.repeat(RETRY_SECONDS[-1])):
+                try:
+                    return await self.fire(event)
+                except PhaseError:
+                    return logger.debug("too late migration_id=%s event=%s", self.incoming.migration_id, event)
+                except OSError as exc:
+                    logger.error(
+                        "event waits migration_id=%s event=%s error=%s", self.incoming.migration_id, event, exc
+                    )
+                    await asyncio.sleep(seconds)
+                except Exception:
+                    return logger.exception(
+                        "event failed migration_id=%s event=%s", self.incoming.migration_id, event
+                    )
 
         self._start(take())
 
