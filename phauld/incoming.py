@@ -376,9 +376,7 @@ class Session:
                     )
                     await asyncio.sleep(seconds)
                 except Exception:
-                    return logger.exception(
-                        "event failed migration_id=%s event=%s", self.incoming.migration_id, event
-                    )
+                    return logger.exception("event failed migration_id=%s event=%s", self.incoming.migration_id, event)
 
         self._start(take())
 
