@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from phaul_client.config import Config
+from phaul_client.cork import uncorked
 from phaul_client.images import ImageChain, open_directory, relative_parent
 from phaul_client.local import Local, ServesPages
 from phaul_client.policy import (
@@ -152,6 +154,8 @@ class Client:
         async with self._iteration():
             stats = await self._pre_dump(directory, parent)
         duration_seconds = time.monotonic() - started_at_seconds
+        if parent is not None:  # criu looks at the round before (its inventory), never further back
+            shutil.rmtree(parent, ignore_errors=True)
         return _iter_stats(stats, started_at_seconds, duration_seconds, throttle_percent)
 
     async def _pre_dump(self, directory: Path, parent: Path | None) -> DumpStats:
@@ -165,7 +169,8 @@ class Client:
                 pre_dump_mode=self._pre_dump_mode,
                 log_file="pre-dump.log",
             )
-            return await self._criu.pre_dump(options)
+            async with uncorked(self._config.memfd):
+                return await self._criu.pre_dump(options)
 
 
 def _iter_stats(

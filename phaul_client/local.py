@@ -8,7 +8,6 @@ import asyncio
 import dataclasses
 import logging
 import os
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase
 from phaul_client.config import Config
 from phaul_client.coordinator import Coordinator, Doubt, Journal, nothing
+from phaul_client.cork import uncork
 from phaul_client.errors import MigrationCancelled, PeerError, PhaulError, RolledBack
 from phaul_client.images import open_directory, relative_parent
 from phaul_client.pieces import carried_pieces, image_pieces
@@ -179,18 +179,12 @@ class CriuLocal(Coordinator):
     async def _notified(self, notification: Notification) -> None:
         match notification.name:
             case "query-ext-files":
-                self._uncork()
+                assert self._config is not None
+                uncork(self._config.memfd)
             case "post-dump":
                 await self.fire(Event.TREE_FROZEN)
                 if self._phase is Phase.ROLLING_BACK:
                     raise self._cause or RuntimeError("rolled back without a cause")
-
-    def _uncork(self) -> None:
-        """Undo criu's TCP_CORK, which costs 200 ms when the stream ends (criu/page-xfer.c, connect_to_page_server)."""
-        page_socket = self._remote.page_socket
-        if page_socket.family in (socket.AF_INET, socket.AF_INET6):
-            page_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            page_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
 
     async def perform(self, act: Do) -> Event | None:
         match act:

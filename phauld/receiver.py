@@ -48,7 +48,11 @@ class Server:
         directory = self._chain.open_next()
         self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            options = PageServerOptions(images_dir_fd=self._directory_fd, parent_img=relative_parent(directory, parent))
+            options = PageServerOptions(
+                images_dir_fd=self._directory_fd,
+                parent_img=relative_parent(directory, parent),
+                auto_dedup=True,  # a page is kept once: what a round brings anew is punched out of those before
+            )
             self._page_server = await self._criu.page_server(options, self._config.memfd)
         except BaseException:
             self._close_directory()
