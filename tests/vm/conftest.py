@@ -14,7 +14,7 @@ from tests.vm.image import LabMissing, ensure_image
 from tests.vm.lab import Lab, open_lab
 
 HERE: Final = Path(__file__).parent
-TEST_SECONDS: Final = 300  #: the first one also builds the image and boots
+TEST_SECONDS: Final = 600  #: the first one also builds the image and boots
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import socket
-import subprocess
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +18,8 @@ ACCELERATORS: Final = tuple(_PROCESSORS)
 _KERNEL_WORDS: Final = (
     "root=/dev/nvme0n1 rootfstype=ext4 rw init=/sbin/lab-init console=ttyS0 quiet panic=-1 mitigations=off"
 )
+#: SIGKILL when the parent dies; the shell looks whether it died before that was asked for
+_DIE_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ class Qemu:
 async def start_qemu(machine: Machine, image: Image, tree_fd: int, lan_fd: int, peers: str, accelerator: str) -> Qemu:
     """Start a guest, every channel of it a socket that we already hold. `lan_fd` is its end of the network.
 
-    The process gets SIGKILL from the kernel when we die (setpriv --pdeathsig), and leaves no file behind: its disks
+    The process gets SIGKILL from the kernel when we die, and leaves no file behind: its disks
     are written to a temporary file without a name, and its console to memory.
     """
     agent, qemus_agent = socket.socketpair()
@@ -72,7 +73,7 @@ async def start_qemu(machine: Machine, image: Image, tree_fd: int, lan_fd: int, 
         fds["console"] = console_fd
         command = _command(machine, image, fds, peers, accelerator)
         try:
-            child = await spawn(["setpriv", "--pdeathsig", "KILL", "--", *command], pass_fds=list(fds.values()))
+            child = await spawn([*_DIE_WITH_US, str(os.getpid()), *command], pass_fds=list(fds.values()))
         except BaseException:
             agent.close()
             monitor.close()
@@ -130,8 +131,3 @@ class Qmp:
             if "return" in answer:
                 return answer["return"]
         raise EOFError("QEMU has died")
-
-
-def qemu_version() -> str:
-    """The first line of `qemu-system-x86_64 --version`."""
-    return subprocess.run([QEMU, "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
