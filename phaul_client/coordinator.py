@@ -99,7 +99,8 @@ class Coordinator:
     async def fire(self, event: Event) -> None:
         """Take an event, and the ones that its acts lead to, to the end.
 
-        A phase is entered once it is in the journal: if it cannot be written down, the one before still holds.
+        A phase is entered once it is in the journal: if it cannot be written down, the one before still holds. Raises
+        `OSError` then, but where there is a way on: see `_write_down`.
         """
         following: Event | None = event
         while following is not None:
@@ -107,11 +108,30 @@ class Coordinator:
             following = None
             for action in actions:
                 if isinstance(action, Record):
-                    await self._journal.record(action.phase)
+                    if not await self._write_down(action.phase):
+                        phase, following = self._phase, Event.NO_ANSWER
+                        break
                 else:
                     self._enter(phase)
                     following = await self.perform(action) or following
             self._enter(phase)
+
+    async def _write_down(self, phase: Phase) -> bool:
+        """Whether the phase is to be entered. Raises `OSError` if it is not in the journal and must be.
+
+        In doubt the answer is lost with the write: the destination is asked again. A roll-back before the commit and a
+        final phase wait for no disk: whoever finds the phase before it in the journal comes to the same end.
+        """
+        try:
+            await self._journal.record(phase)
+        except OSError as exc:
+            logger.error("journal not written migration_id=%s phase=%s error=%s", self._migration_id, phase, exc)
+            if self._phase in commit.IN_DOUBT:
+                await asyncio.sleep(self._patience)
+                return False
+            if phase not in (Phase.ROLLING_BACK, *commit.FINAL):
+                raise
+        return True
 
     async def perform(self, act: Do) -> Event | None:
         """Do it; the event that it ends in, if it has ended."""
