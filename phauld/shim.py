@@ -32,11 +32,16 @@ LOOK_SECONDS = 0.05
 def write_json(directory: str, name: str, content: dict[str, object]) -> None:
     """Write a file whole or not at all, and make it durable."""
     temporary = os.path.join(directory, f".{name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, os.path.join(directory, name))
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, os.path.join(directory, name))
+    except OSError:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
 
 
 def start_ticks(pid: int) -> int:

@@ -205,7 +205,11 @@ class Workloads:
         directory = self._directory / f"{spec.name}@{uuid.uuid4().hex[:12]}"
         directory.mkdir(mode=0o700)
         record = {"spec": _to_json(spec), "created_at": time.time()}
-        shim.write_json(str(directory), "record.json", record)
+        try:
+            shim.write_json(str(directory), "record.json", record)
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         return directory
 
     def forget_older(self, name: str, kept: Path) -> None:
