@@ -27,6 +27,7 @@ PR_SET_CHILD_SUBREAPER = 36
 PF_EXITING = 4  # include/linux/sched.h
 LOOKS = 20
 LOOK_SECONDS = 0.05
+RETRY_SECONDS = 0.2
 
 
 def write_json(directory: str, name: str, content: dict[str, object]) -> None:
@@ -42,6 +43,15 @@ def write_json(directory: str, name: str, content: dict[str, object]) -> None:
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
+
+
+def insist(directory: str, name: str, content: dict[str, object]) -> None:
+    """Write a file that phauld decides by: while the disk is full, again and again."""
+    while True:
+        try:
+            return write_json(directory, name, content)
+        except OSError:
+            time.sleep(RETRY_SECONDS)
 
 
 def start_ticks(pid: int) -> int:
@@ -124,7 +134,17 @@ def reap_until_empty(directory: str, root: int) -> None:
         if pid == root:
             code = os.waitstatus_to_exitcode(status)
             ending = {"exit_code": code if code >= 0 else None, "signal": -code if code < 0 else None}
-            write_json(directory, "exit.json", {"outcome": "exited", **ending, "at": time.time()})
+            insist(directory, "exit.json", {"outcome": "exited", **ending, "at": time.time()})
+
+
+def record_or_kill(directory: str, root: int) -> None:
+    """What cannot be written down does not run."""
+    try:
+        write_json(directory, "tree.json", identity(root))
+    except OSError:
+        os.kill(root, signal.SIGKILL)
+        os.waitpid(root, 0)
+        raise
 
 
 def run(directory: str, ready_fd: int) -> None:
@@ -136,7 +156,7 @@ def run(directory: str, ready_fd: int) -> None:
         if namespaces:
             libc_call("unshare", namespaces)
         root = fork_exec(spec["argv"], (), lambda: enter_workload(spec))
-        write_json(directory, "tree.json", identity(root))
+        record_or_kill(directory, root)
         answer: dict[str, object] = {"pid": root}
     except OSError as exc:
         answer = {"error": exc.strerror or str(exc)}
@@ -227,7 +247,7 @@ def restore(directory: str, swrk_fd: int, criu: str) -> None:
             break
     roots = children()
     if roots and (status == 0 or look_at(directory, roots, criu)):
-        write_json(directory, "tree.json", identity(roots[0]))  # the eldest
+        insist(directory, "tree.json", identity(roots[0]))  # the eldest
         reap_until_empty(directory, roots[0])
         return
     for pid in descendants(roots):
@@ -238,7 +258,7 @@ def restore(directory: str, swrk_fd: int, criu: str) -> None:
     reap_until_empty(directory, -1)
     code = os.waitstatus_to_exitcode(status)
     outcome = "exited" if status == 0 else "never-ran"
-    write_json(directory, "exit.json", {"outcome": outcome, "criu_status": code, "at": time.time()})
+    insist(directory, "exit.json", {"outcome": outcome, "criu_status": code, "at": time.time()})
 
 
 def main() -> None:
