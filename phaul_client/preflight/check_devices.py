@@ -93,7 +93,8 @@ def _tun(file: OpenFile, where: str, tree: TreeFacts) -> Iterator[Problem]:
 
 
 def _mapped(mapped: MappedFile, tree: TreeFacts) -> Iterator[Problem]:
-    odd = mapped.kind in (FileKind.ANONYMOUS, FileKind.OTHER) and mapped.path != "/[aio]"
+    known = mapped.path == "/[aio]" or mapped.path.startswith("socket:")  # the ring of a packet socket
+    odd = mapped.kind in (FileKind.ANONYMOUS, FileKind.OTHER) and not known
     if odd or (mapped.kind is FileKind.CHARACTER_DEVICE and mapped.device_number != _ZERO):
         message = f"is mapped by {tree.process(mapped.pid)}; criu cannot carry such memory"
         yield error("device-mapping", mapped.path, message, "the program must unmap it first")

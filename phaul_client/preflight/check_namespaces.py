@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from phaul_client.preflight.model import Process, TreeFacts
+from phaul_client.preflight.model import FileKind, Process, TreeFacts
 from phaul_client.preflight.problems import Problem, error, info
 
-#: Kinds of which criu restores one for each part of the tree; of the others the whole tree must share one.
+#: Kinds of which criu restores several if the root has one of its own; of the others the whole tree must share one.
 _MAY_DIFFER: Final = frozenset({"mnt", "net"})
 _NAMES: Final = {
     "cgroup": "cgroup",
@@ -32,15 +32,17 @@ def check_namespaces(tree: TreeFacts) -> Iterator[Problem]:
     yield from _nested(tree, root)
     yield from _own(tree, root)
     yield from _shared_memory(tree, root)
+    yield from _open_namespaces(tree)
     if root.namespaces.get("time") == tree.reader_namespaces.get("time"):
         message = "CLOCK_MONOTONIC and CLOCK_BOOTTIME jump to the other node's"
         yield info("clock-jump", str(root), message, "start it in a time namespace of its own (`phaul run`)")
 
 
 def _nested(tree: TreeFacts, root: Process) -> Iterator[Problem]:
+    may_differ = {kind for kind in _MAY_DIFFER if root.namespaces.get(kind) != tree.reader_namespaces.get(kind)}
     for process in tree.processes[1:]:
         for kind, inode in process.namespaces.items():
-            if kind not in _MAY_DIFFER and inode != root.namespaces.get(kind, inode):
+            if kind not in may_differ and inode != root.namespaces.get(kind, inode):
                 message = f"has a {_NAMES[kind]} namespace of its own inside the tree, which criu cannot restore"
                 yield error("nested-namespace", str(process), message, "move that process by itself")
     for process in tree.processes:
@@ -62,6 +64,14 @@ def _own(tree: TreeFacts, root: Process) -> Iterator[Problem]:
     elif own:
         names = ", ".join(_NAMES[kind] for kind in own)
         yield info("own-namespaces", names, f"{root} has namespaces of its own, which move along", "nothing to do")
+
+
+def _open_namespaces(tree: TreeFacts) -> Iterator[Problem]:
+    inhabited = {inode for process in tree.processes for inode in process.namespaces.values()}
+    for file in tree.open_files:
+        if file.kind is FileKind.NAMESPACE and file.inode not in inhabited:
+            message = f"{file} keeps a namespace in which no process of the tree lives"
+            yield error("namespace-file", file.path, message, "the program must close it first")
 
 
 def _shared_memory(tree: TreeFacts, root: Process) -> Iterator[Problem]:

@@ -29,7 +29,10 @@ def check_sockets(tree: TreeFacts, chosen: ChosenOptions, wishes: Wishes) -> Ite
 
 def _inet(inet: InetSocket, tree: TreeFacts, chosen: ChosenOptions, wishes: Wishes) -> Iterator[Problem]:
     owner = tree.process(inet.pid)
-    if is_connected(inet):
+    if inet.corked:
+        message = f"a UDP socket of {owner} holds back what it sends (UDP_CORK), which criu cannot carry"
+        yield error("udp-corked", inet.local, message, "try again when it has sent")
+    elif is_connected(inet):
         yield _connection(inet, owner, wishes.tcp)
     elif inet.protocol == "tcp" and inet.state == LISTEN and inet.waiting:
         many = f"{inet.waiting} connection(s) to {owner} wait to be accepted"
@@ -102,8 +105,12 @@ def _unix(
 def _pipes(tree: TreeFacts, ends: dict[str, str]) -> Iterator[Problem]:
     named = set()
     for file in tree.open_files:
-        if file.kind in (FileKind.PIPE, FileKind.FIFO) and file.path in ends and file.path not in named:
-            named.add(file.path)
+        if file.packets and (file.path, "packets") not in named:
+            named.add((file.path, "packets"))
+            message = f"fd {file.fd} of {tree.process(file.pid)} is a pipe in packet mode (O_DIRECT), unknown to criu"
+            yield error("pipe-packets", file.path, message, "the program must use an ordinary pipe")
+        if file.kind in (FileKind.PIPE, FileKind.FIFO) and file.path in ends and (file.path, "ends") not in named:
+            named.add((file.path, "ends"))
             message = (
                 f"fd {file.fd} of {tree.process(file.pid)}: its other end is held by {ends[file.path]}, which stays"
             )

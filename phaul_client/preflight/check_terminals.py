@@ -25,7 +25,8 @@ def check_terminals(tree: TreeFacts) -> Iterator[Problem]:
     masters = {file.terminal_index for file in open_terminals} - {None}
     named = set()
     for file in open_terminals:
-        if _ends_inside(file, masters) or (file.pid, file.path) in named:
+        hung_up = file.deleted  # its master is closed everywhere
+        if hung_up or _ends_inside(file, masters) or (file.pid, file.path) in named:
             continue
         named.add((file.pid, file.path))
         message = f"is open in {tree.process(file.pid)} (fd {file.fd}), and its other end is outside the tree"

@@ -25,6 +25,7 @@ class FileKind(enum.Enum):
     ANONYMOUS = "anonymous inode"
     MEMFD = "memfd"
     NAMESPACE = "namespace"
+    SYMBOLIC_LINK = "symbolic link"
     OTHER = "other"
 
 
@@ -106,10 +107,8 @@ class OpenFile:
     target_pid: int | None = None
     #: For a pty master: the number of its slave.
     terminal_index: int | None = None
-    #: For an inotify or fanotify: its number of watches.
-    watches: int = 0
-    #: For a bpf map: its type.
-    bpf_map_type: int | None = None
+    #: For a pipe: it keeps the boundaries of what was written (O_DIRECT).
+    packets: bool = False
 
     def __str__(self) -> str:
         return f"fd {self.fd} of pid {self.pid}"
@@ -156,6 +155,8 @@ class InetSocket:
     waiting: int
     #: In a network namespace other than the reader's.
     own_network_namespace: bool
+    #: A UDP socket that collects what is sent (UDP_CORK).
+    corked: bool = False
 
     @property
     def local(self) -> str:

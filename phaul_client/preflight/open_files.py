@@ -24,6 +24,7 @@ _KINDS: Final = {
     stat.S_IFBLK: FileKind.BLOCK_DEVICE,
     stat.S_IFIFO: FileKind.FIFO,
     stat.S_IFSOCK: FileKind.SOCKET,
+    stat.S_IFLNK: FileKind.SYMBOLIC_LINK,
 }
 
 
@@ -52,7 +53,14 @@ def _read(pid: int, fd: int, link: str) -> OpenFile:
         kind = FileKind.SOCKET if scheme == "socket" else FileKind.PIPE
         inode = int(rest.rstrip("]"))
         return OpenFile(
-            pid=pid, fd=fd, kind=kind, path=target, readable=readable, writable=writable, inode=inode, mode=permissions
+            pid=pid,
+            fd=fd,
+            kind=kind,
+            path=target,
+            readable=readable,
+            writable=writable,
+            inode=inode,
+            packets=kind is FileKind.PIPE and _in_packets(pid, fd),
         )
     return _read_file(pid, fd, link, target, readable, writable)
 
@@ -82,9 +90,11 @@ def _read_file(pid: int, fd: int, link: str, target: str, readable: bool, writab
         locks=parse_locks(fdinfo) if "lock:" in fdinfo else (),
         target_pid=int(fields["Pid"]) if "pidfd" in target and "Pid" in fields else None,
         terminal_index=int(fields["tty-index"]) if status.st_rdev == _PTMX and "tty-index" in fields else None,
-        watches=fdinfo.count("notify "),
-        bpf_map_type=int(fields["map_type"]) if "map_type" in fields else None,
     )
+
+
+def _in_packets(pid: int, fd: int) -> bool:
+    return bool(int(parse_fields(try_text(f"/proc/{pid}/fdinfo/{fd}")).get("flags", "0"), 8) & os.O_DIRECT)
 
 
 def _kind(mode: int, target: str) -> FileKind:

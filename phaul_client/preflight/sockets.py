@@ -10,6 +10,7 @@ from phaul_client.preflight.model import FileKind, InetSocket, OpenFile, OtherSo
 from phaul_client.preflight.network_namespace import in_network_namespace_of
 from phaul_client.preflight.proc_files import try_text
 from phaul_client.preflight.proc_text import InetLine, parse_inet, parse_socket_inodes
+from phaul_client.preflight.udp_cork import is_corked
 from phaul_client.preflight.unix_diag import UnixDiag, read_unix_sockets
 
 #: File in /proc/PID/net → protocol.
@@ -81,6 +82,7 @@ def _inet_tables(pid: int) -> dict[int, tuple[str, InetLine]]:
 def _inet(found: tuple[str, InetLine], file: OpenFile, foreign: bool) -> InetSocket:
     protocol, line = found
     return InetSocket(
+        corked=protocol in ("udp", "udplite") and is_corked(file.pid, file.fd),
         protocol=protocol,
         inode=line.inode,
         pid=file.pid,

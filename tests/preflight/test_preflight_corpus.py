@@ -15,11 +15,12 @@ from phaul_criu.criu import Criu
 from tests.node.criu_victims import subreaper
 from tests.preflight.clean import CLEAN
 from tests.preflight.obstacles import OBSTACLES
+from tests.preflight.second_set import SECOND_SET
 from tests.preflight.truth import Case, NotStarted, Outcome, results, run_case
 
 pytestmark = pytest.mark.criu
 
-CASES = (*CLEAN, *OBSTACLES)
+CASES = (*CLEAN, *OBSTACLES, *SECOND_SET)
 
 
 @pytest.fixture(scope="module")

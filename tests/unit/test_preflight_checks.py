@@ -276,7 +276,7 @@ IMPURE: Final = frozenset(
 )
 READERS: Final = frozenset(
     """destination_facts epoll facts mappings network_namespace node_facts open_files proc_files processes sockets
-    unix_diag __init__""".split()  # noqa: SIM905
+    udp_cork unix_diag __init__""".split()  # noqa: SIM905
 )
 
 
