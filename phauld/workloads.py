@@ -113,23 +113,38 @@ class Workloads:
             raise InvalidRequest("tini, the init of workloads, is missing", remedy="apt-get install tini")
         search = spec.env.get("PATH", os.defpath)
         program = shutil.which(spec.argv[0], path=search) if "/" not in spec.argv[0] else spec.argv[0]
-        if program is None or not os.access(os.path.join(spec.cwd, program), os.X_OK):
+        if program is None or not _is_program(os.path.join(spec.cwd, program)):
             raise InvalidRequest(f"{spec.argv[0]!r} is no program on this node", remedy=f"searched in {search}")
         argv = ([init, "--"] if init else []) + [program, *spec.argv[1:]]
         directory = self._make_record(spec)
         shim.write_json(str(directory), "spec.json", {**_to_json(spec), "argv": argv})
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                await self._start_shim(("run", str(directory), str(theirs.fileno())), theirs.fileno())
-            async with asyncio.timeout(START_TIMEOUT_SECONDS):
-                outcome = json.loads(await _read_all(ours) or '{"error": "its shim died"}')
+        try:
+            outcome = await self._start_under_shim(directory)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         if "error" in outcome:
             shutil.rmtree(directory, ignore_errors=True)
             raise InvalidRequest(f"{spec.argv[0]!r} did not start: {outcome['error']}")
         self.forget_older(spec.name, directory)
         logger.info("workload started name=%s pid=%s", spec.name, outcome["pid"])
         return self._read(directory)
+
+    async def _start_under_shim(self, directory: Path) -> dict[str, Any]:
+        """What its shim says of it: a "pid", or an "error", and then the shim has ended. Raises `TimeoutError`."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                child = await self._start_shim(("run", str(directory), str(theirs.fileno())), theirs.fileno())
+            try:
+                async with asyncio.timeout(START_TIMEOUT_SECONDS):
+                    outcome: dict[str, Any] = json.loads(await _read_all(ours) or '{"error": "its shim died"}')
+                    if "error" in outcome:
+                        await child.wait()
+            except BaseException:
+                child.kill()
+                raise
+        return outcome
 
     async def restore_under_shim(self, spec: WorkloadSpec, criu: Path) -> "RestoreSlot":
         """Start a shim with a `criu swrk` below it, ready for a restore request. Raises `WorkloadExists`."""
@@ -228,7 +243,9 @@ class Workloads:
         tree = _read_json(directory / "tree.json")
         ending = _read_json(directory / "exit.json")
         moved = _read_json(directory / "moved.json")
-        state, pid = _state(_read_json(directory / "shim.json"), tree, ending, moved)
+        state, pid = _state(_read_json(directory / "shim.json"), tree, ending, moved, record["created_at"])
+        if state == "lost" and (ending := _read_json(directory / "exit.json")) is not None:  # written meanwhile
+            state, pid = _state(None, tree, ending, moved, record["created_at"])
         return Workload(
             directory=directory,
             spec=_from_json(record["spec"]),
@@ -315,6 +332,7 @@ def _state(
     tree: dict[str, Any] | None,
     ending: dict[str, Any] | None,
     moved: dict[str, Any] | None,
+    created_at: float,
 ) -> tuple[State, int | None]:
     if moved is not None:
         return "moved", None
@@ -322,7 +340,9 @@ def _state(
         return ("exited" if ending["outcome"] == "exited" else "never-ran"), None
     if tree is not None and is_alive(tree):
         return "running", tree["pid"]
-    if shim_process is None or is_alive(shim_process):
+    if shim_process is None:  # phauld may have ended before it could start one
+        return ("starting" if time.time() - created_at < START_TIMEOUT_SECONDS else "lost"), None
+    if is_alive(shim_process):
         return "starting", None
     return "lost", None
 
@@ -333,6 +353,10 @@ async def _read_all(sock: socket.socket) -> bytes:
     while chunk := await asyncio.get_running_loop().sock_recv(sock, 4096):
         data += chunk
     return data
+
+
+def _is_program(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 def _check_directory(path: str) -> None:
