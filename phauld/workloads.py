@@ -324,7 +324,7 @@ class RestoreSlot:
 
     def _shim_lives(self) -> bool:
         shim_process = _read_json(self.directory / "shim.json")
-        return shim_process is not None and is_alive(shim_process)
+        return shim_process is not None and _lives(shim_process)
 
 
 def _state(
@@ -338,13 +338,23 @@ def _state(
         return "moved", None
     if ending is not None:
         return ("exited" if ending["outcome"] == "exited" else "never-ran"), None
-    if tree is not None and is_alive(tree):
+    if tree is not None and _lives(tree):
         return "running", tree["pid"]
     if shim_process is None:  # phauld may have ended before it could start one
         return ("starting" if time.time() - created_at < START_TIMEOUT_SECONDS else "lost"), None
-    if is_alive(shim_process):
+    if _lives(shim_process):
         return "starting", None
     return "lost", None
+
+
+def _lives(known: Mapping[str, Any]) -> bool:
+    """Whether it runs; a zombie, whose parent may never reap it, does not."""
+    if not is_alive(known):
+        return False
+    try:
+        return Path(f"/proc/{known['pid']}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 async def _read_all(sock: socket.socket) -> bytes:

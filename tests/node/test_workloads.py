@@ -32,10 +32,9 @@ async def workloads(tmp_path: Path) -> AsyncIterator[Workloads]:
         made = Workloads(tmp_path / "records", tmp_path / "log")
         yield made
         for each in made.list():
-            shim_pid = shim_of(each)
             if each.pid is not None:
                 os.kill(each.pid, signal.SIGKILL)
-            await until(lambda pid=shim_pid: not alive(pid))  # type: ignore[misc]
+        await until(lambda: not made._reapers)  # every shim has ended
         await made.close()
 
 
