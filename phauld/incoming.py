@@ -545,11 +545,26 @@ class Session:
             self._slot = None
         if self._fetching is not None:
             await self._fetching.aclose()
-        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+        if not await self._remove_images():
+            self._start(self._remove_images_later())
         self._holds_images = False
         if self._phase is Phase.ABORTED:
             for path in self._made:
                 path.unlink(missing_ok=True)
+
+    async def _remove_images(self) -> bool:
+        try:
+            await asyncio.to_thread(shutil.rmtree, self._directory)
+        except FileNotFoundError:
+            pass
+        except OSError as exc:  # read-only, or an I/O error: not for ever, one hopes
+            logger.error("images not removed migration_id=%s error=%s", self.incoming.migration_id, exc)
+            return False
+        return True
+
+    async def _remove_images_later(self) -> None:
+        while not await self._remove_images():
+            await asyncio.sleep(RETRY_SECONDS[-1])
 
 
 def _bytes_of(images: Path | None) -> int:

@@ -427,7 +427,10 @@ class Outgoing:
 
     def _moved(self, destination_pid: int) -> None:
         if self._target.workload is not None:
-            self._workloads.mark_moved(self._target.workload, self.record.destination_address)
+            try:
+                self._workloads.mark_moved(self._target.workload, self.record.destination_address)
+            except OSError as exc:  # it moved all the same; `phaul status` knows
+                logger.error("not marked as moved migration_id=%s error=%s", self.migration_id, exc)
         self.record.pages_missing = 0
         self.record.destination_pid = destination_pid
         self.record.phase = types_pb2.MIGRATION_PHASE_DONE
