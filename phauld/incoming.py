@@ -563,7 +563,7 @@ class Session:
         return True
 
     async def _remove_images_later(self) -> None:
-        while not await self._remove_images():
+        while not await self._remove_images():  # noqa: ASYNC110 - nothing tells when it is writable again
             await asyncio.sleep(RETRY_SECONDS[-1])
 
 
