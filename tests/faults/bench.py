@@ -17,7 +17,7 @@ import grpc
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from phaul.v1.types_pb2 import Options
-from tests.daemon import IMAGES_DIR, LOG_DIR, SOCKET, STATE_DIR
+from tests.daemon import IMAGES_DIR, LOG_DIR, SOCKET, STATE_DIR, DaemonFailed
 from tests.faults.gates import CriuGate, Gates
 from tests.faults.links import Link
 from tests.faults.victim import SLOT, SLOTS
@@ -27,6 +27,7 @@ from tests.nodes import PROGRAMS, Node, Nodes, Process, two_nodes
 SETTLE_SECONDS: Final = 40.0
 CLEAN_SECONDS: Final = 8.0
 LEASE_SECONDS: Final = 2.0
+RESTARTS: Final = 20
 BEAT_SECONDS: Final = 3.0
 POLL_SECONDS: Final = 0.02
 STATE_BYTES: Final = 64 << 20  #: the file system of a node's state
@@ -132,8 +133,10 @@ class Bench:
         await self.nodes[name].kill_phauld(signal.SIGKILL)
 
         async def restart(seconds: float) -> None:
-            await asyncio.sleep(seconds)
-            await self.start_daemon(name)
+            for _ in range(RESTARTS):
+                await asyncio.sleep(seconds)
+                with contextlib.suppress(DaemonFailed):  # its disk is full; systemd would try again, too
+                    return await self.start_daemon(name)
 
         if restart_after_seconds is not None:
             self._restarts.append(asyncio.create_task(restart(restart_after_seconds)))

@@ -73,7 +73,7 @@ def _kills() -> Iterator[Point]:
         yield Point(fault="kill-destination-phauld", at=at, outcomes=RESUMED)
     for at in _RELEASING:
         yield Point(fault="kill-source-phauld", at=at, outcomes=MOVED)
-        yield Point(fault="kill-destination-phauld", at=at, outcomes=RESUMED if at.endswith("answer") else MOVED)
+        yield Point(fault="kill-destination-phauld", at=at, outcomes=MOVED)
     for at in _AFTER:
         yield Point(fault="kill-source-phauld", at=at, outcomes=MOVED)
         yield Point(fault="kill-destination-phauld", at=at, outcomes=MOVED)
@@ -107,7 +107,7 @@ def _links() -> Iterator[Point]:
         yield Point(fault="link-cut", at=at, outcomes=EITHER if at.endswith("post-dump:notify") else RESUMED)
         yield Point(fault="link-stalled", at=at, outcomes=MOVED)
     for at in ("a>b:Commit:request", "b:restore:post-restore:answer", "a>b:Commit:reply", "a:dump:post-dump:answer"):
-        yield Point(fault="link-cut", at=at, outcomes=MOVED)
+        yield Point(fault="link-cut", at=at, outcomes=EITHER if at.endswith("Commit:request") else MOVED)  # the lease
         yield Point(fault="link-stalled", at=at, outcomes=MOVED)
     for at in ("a:dump:pre-dump:notify", "a>b:Restore:request", "a>b:Restore:reply"):
         yield Point(fault="link-stalled-for-long", at=at, outcomes=RESUMED, freeze_budget_seconds=1.0)
@@ -144,14 +144,16 @@ def _disks() -> Iterator[Point]:
         yield Point(fault="destination-images-full", at=at, outcomes=EITHER)
     for at in ("a>b:StartIter:reply", "a:dump:request"):
         yield Point(fault="source-images-full", at=at, outcomes=EITHER)
-    for at in ("a>b:StartIter:request",):
-        yield Point(fault="destination-images-read-only", at=at, outcomes=RESUMED)
+    yield Point(fault="destination-images-read-only", at="a>b:StartIter:request", outcomes=RESUMED)
     for at in ("a>b:OpenSession:request", "b:restore:post-restore:notify", "a>b:Commit:request",
                "b:restore:pre-resume:notify"):  # fmt: skip
         yield Point(fault="destination-state-full", at=at, outcomes=EITHER)
     for at in ("a>b:CheckTree:request", "a>b:StartIter:reply", "a>b:Restore:reply", "a>b:Commit:request",
                "a:dump:response"):  # fmt: skip
         yield Point(fault="source-state-full", at=at, outcomes=EITHER)
+    full = (("b:restore:post-restore:answer", "destination-state-full"),)
+    for fault in ("kill-destination-phauld", "kill-destination-criu", "kill-source-phauld"):
+        yield Point(fault=fault, at="b:restore:pre-resume:notify", outcomes=MOVED, first=full)
 
 
 def _others() -> Iterator[Point]:
@@ -159,7 +161,7 @@ def _others() -> Iterator[Point]:
         yield Point(fault="kill-source-phauld", at="a:dump:post-dump:notify", outcomes=RESUMED, tree=tree)
         yield Point(fault="kill-source-criu", at="a>b:Restore:reply", outcomes=RESUMED, tree=tree)
         yield Point(fault="kill-destination-criu", at="b:restore:post-restore:notify", outcomes=RESUMED, tree=tree)
-        yield Point(fault="kill-destination-phauld", at="b:restore:post-restore:answer", outcomes=RESUMED, tree=tree)
+        yield Point(fault="kill-destination-phauld", at="b:restore:post-restore:answer", outcomes=MOVED, tree=tree)
         yield Point(fault="kill-destination-criu", at="b:restore:pre-resume:notify", outcomes=EITHER, tree=tree)
         yield Point(fault="kill-source-criu", at="a>b:Commit:request", outcomes=MOVED, tree=tree)
         yield Point(fault="kill-source-phauld", at="a>b:Commit:reply", outcomes=MOVED, tree=tree)

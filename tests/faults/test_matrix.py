@@ -104,7 +104,7 @@ async def _run(made: Bench, point: Point, migration_id: str) -> Outcome:
             outcome: Outcome = await Run(made, point, migration_id).run()
     except Exception as exc:
         outcome = f"{type(exc).__name__}: {exc}"
-    if not _is_clean(outcome):
+    if not _is_clean(outcome) or (isinstance(outcome, Judgement) and outcome.outcome not in point.outcomes):
         print(f"\n### {point.name}: {outcome}\nseen: {made.gates.seen}")
         for name, log in _logs(made).items():
             with contextlib.suppress(FileNotFoundError):
