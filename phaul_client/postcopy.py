@@ -106,9 +106,9 @@ class Serving:
         await self._relay.link(await self._remote.open_stream(StreamKind.LAZY_PAGES))
 
     @contextlib.asynccontextmanager
-    async def linked(self) -> AsyncIterator[None]:
-        """Make a new connection whenever there is none."""
-        task = asyncio.create_task(self._keep_linked(), name=f"link-{self._migration_id}")
+    async def linked(self, on_gone: Callable[[RelayGone], None] = lambda _: None) -> AsyncIterator[None]:
+        """Make a new connection whenever there is none; `on_gone` is told if the relay has ended."""
+        task = asyncio.create_task(self._keep_linked(on_gone), name=f"link-{self._migration_id}")
         try:
             yield
         finally:
@@ -138,7 +138,7 @@ class Serving:
                     return Event.DOUBT_EXPIRED
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _keep_linked(self) -> None:
+    async def _keep_linked(self, on_gone: Callable[[RelayGone], None]) -> None:
         patience_seconds = POLL_SECONDS
         while True:
             await asyncio.sleep(patience_seconds)
@@ -147,20 +147,20 @@ class Serving:
                 if not (await self._relay.status()).is_linked:
                     await self.link()
                     logger.info("page link made migration_id=%s", self._migration_id)
-            except RelayGone:
-                return
+            except RelayGone as exc:
+                return on_gone(exc)
             except PeerError as exc:
                 logger.warning("page link not made migration_id=%s error=%s", self._migration_id, exc)
                 patience_seconds = RELINK_SECONDS
 
 
-async def end_serving(relay: ServingRelay | None, how: Callable[[ServingRelay], Awaitable[None]]) -> None:
-    """Tell the relay how it ends. One that is gone has told its criu nothing, and criu is gone or gets killed next."""
-    if relay is not None:
-        try:
-            await how(relay)
-        except RelayGone as exc:
-            logger.warning("relay gone error=%s", exc)
+async def end_serving(criu: Mapping[str, Any], command: Awaitable[None]) -> None:
+    """Give the relay the command that ends it. Without a relay criu waits for ever: kill it; the tree is not harmed."""
+    try:
+        await command
+    except RelayGone as exc:
+        logger.warning("criu is killed: %s", exc)
+        await criu_gone(criu, patience_seconds=0)
 
 
 class PostcopyLocal(CriuLocal):
@@ -293,7 +293,7 @@ class PostcopyLocal(CriuLocal):
         """From the served pages to the last one."""
         try:
             assert self._pages is not None
-            async with self._pages.linked():
+            async with self._pages.linked(self._relay_gone):
                 await self.fire(Event.PAGES_READY)
             while self._phase is Phase.HELD:  # the source's criu is lost: only a person can choose
                 await self.fire(await self._wait_for_resolution())
@@ -306,6 +306,10 @@ class PostcopyLocal(CriuLocal):
             self._cause = exc
             if self._phase in commit.CANCELLABLE:
                 await self.fire(Event.FAILED)
+
+    def _relay_gone(self, error: RelayGone) -> None:
+        self._cause = self._cause or error
+        self.cancel(Event.CRIU_LOST)  # after the commit it is too late, and `fill` will see it
 
     def cancel(self, event: Event = Event.CANCELLED) -> bool:
         if self._serving is None or self._serving.done():
@@ -324,11 +328,11 @@ class PostcopyLocal(CriuLocal):
                 assert self._pages is not None
                 self._remote.stop_renewing()
                 return await self._pages.fill()
-            case Do.KILL_TREE if self._serving is not None:
-                await end_serving(self._relay, lambda relay: relay.finish())
+            case Do.KILL_TREE if self._serving is not None and self._relay is not None:
+                await end_serving(self._criu, self._relay.finish())
                 return None
-            case Do.RESUME_TREE if self._serving is not None:
-                await end_serving(self._relay, lambda relay: relay.abort())
+            case Do.RESUME_TREE if self._serving is not None and self._relay is not None:
+                await end_serving(self._criu, self._relay.abort())
                 return None
             case _:
                 return await super().perform(act)
@@ -379,20 +383,20 @@ class PostcopyRecovery(Recovery):
             case Do.SERVE_PAGES:
                 return await self._pages.fill()
             case Do.KILL_TREE:
-                await end_serving(self._relay, lambda relay: relay.finish())
+                await end_serving(self._criu, self._relay.finish())
                 await criu_gone(self._criu)
             case Do.RESUME_TREE:
-                await end_serving(self._relay, lambda relay: relay.abort())
+                await end_serving(self._criu, self._relay.abort())
                 await criu_gone(self._criu)
         return await super().perform(act)
 
 
-async def criu_gone(process: Mapping[str, Any]) -> None:
+async def criu_gone(process: Mapping[str, Any], *, patience_seconds: float = CRIU_END_SECONDS) -> None:
     """Wait until criu has let go of the tree; one that does not end is killed, which lets go of it as well."""
     if not process or not is_alive(process):
         return
     try:
-        async with asyncio.timeout(CRIU_END_SECONDS):
+        async with asyncio.timeout(patience_seconds):
             await wait_until_gone(process["pid"])
     except TimeoutError:
         with Tree.again([{**process, "stopped_by_us": False}]) as criu:

@@ -208,17 +208,9 @@ class Relay:
                 pass
             case "link":
                 self.link.replace(socket.socket(fileno=descriptors.pop()))
-            case "kill":
-                self.kill()
             case _:
                 return {"error": f"unknown command {message['do']}"}
         return self.status()
-
-    def kill(self) -> None:
-        self.link.lose()
-        if self.criu_pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.criu_pidfd, signal.SIGKILL)
 
     def thread(self, work: Callable[[], None]) -> None:
         threading.Thread(target=work, daemon=True, name=work.__name__).start()
@@ -372,11 +364,6 @@ class Fetch(Relay):
             return True
         self.link.lose()
         return False
-
-    def kill(self) -> None:
-        if self.ended:
-            os._exit(0)
-        super().kill()
 
     def start(self, argv: list[str]) -> None:
         """Start `criu lazy-pages` and wait until it listens."""

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 import phauld
 from phaul_client.postcopy import RelayGone, RelayStatus
-from phaul_client.tree import identity, is_alive, wait_until_gone
+from phaul_client.tree import Tree, identity, is_alive, wait_until_gone
 from phaul_criu.child import Child, spawn
 
 _ROOT: Final = str(Path(phauld.__file__).parents[1])
@@ -122,10 +122,10 @@ class Relay:
         await self._command({"do": "limit", "bytes_per_second": bytes_per_second})
 
     async def kill(self) -> None:
-        """Kill criu; on return both are gone."""
-        with contextlib.suppress(RelayGone):
-            await self._command({"do": "kill"})
-        await self.wait()
+        """Kill it and its criu; on return both are gone."""
+        if is_alive(self.process):
+            with contextlib.suppress(ProcessLookupError), Tree.below(self.process["pid"]) as tree:
+                await tree.kill()
 
     async def wait(self) -> int | None:
         """Wait until criu has ended; see `exit_status`."""
