@@ -23,7 +23,7 @@ from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase
 from phaul_client.config import Config
 from phaul_client.coordinator import Doubt, Journal, Recovery, nothing
-from phaul_client.errors import PeerError, PhaulError
+from phaul_client.errors import PeerError, PeerRefused, PhaseError, PhaulError
 from phaul_client.images import relative_parent
 from phaul_client.local import CriuLocal, Settings
 from phaul_client.remote import GrpcRemote
@@ -150,7 +150,9 @@ class Serving:
             except RelayGone as exc:
                 return on_gone(exc)
             except PeerError as exc:
-                logger.warning("page link not made migration_id=%s error=%s", self._migration_id, exc)
+                is_over = isinstance(exc, PeerRefused) and exc.reason == PhaseError.default_reason
+                level = logging.DEBUG if is_over else logging.WARNING
+                logger.log(level, "page link not made migration_id=%s error=%s", self._migration_id, exc)
                 patience_seconds = RELINK_SECONDS
 
 

@@ -101,6 +101,7 @@ class Outgoing:
         self._samples: list[tuple[float, int]] = []
         self._cancelled = False
         self._relay: Relay | None = None
+        self._lazy_bytes = 0  # sent by the relay
         self._has_opened = False  # from then on it is rolled back, not refused
         self._journal = journal
         self._costs = costs
@@ -279,7 +280,7 @@ class Outgoing:
         return self._relay, sock
 
     def _on_progress(self, progress: Progress) -> None:
-        self.record.bytes_sent = progress.sent_bytes
+        self._lazy_bytes = progress.sent_bytes
         self.record.pages_missing = progress.pages_missing
         self._announce()
 
@@ -498,7 +499,7 @@ class Outgoing:
 
     async def _watch_bytes(self, remote: GrpcRemote) -> None:
         while True:
-            now, sent = time.monotonic(), bytes_acked(remote.page_socket)
+            now, sent = time.monotonic(), bytes_acked(remote.page_socket) + self._lazy_bytes
             self._samples = [*self._samples[-RATE_SAMPLES:], (now, sent)]
             first_at, first_bytes = self._samples[0]
             if now > first_at:
