@@ -27,6 +27,7 @@ PURE: Final = frozenset(
     {
         "phaul_criu.errors",
         "phaul_criu.logs",
+        "phaul_criu.pagemaps",
         "phaul_criu.requests",
         "phaul_criu.rpc",
         "phaul_criu.stats",
@@ -37,6 +38,7 @@ PURE: Final = frozenset(
         "phaul_client.modes",
         "phaul_client.policy",
         "phaul_client.preflight.checks",
+        "phaul_client.relay_frames",
         "phaul_client.rounds",
         "phaul_client.stream",
         "phaul_client.throttle",
