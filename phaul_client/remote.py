@@ -212,4 +212,7 @@ class GrpcRemote:
         try:
             return await call
         except grpc.aio.AioRpcError as exc:
-            raise from_rpc_error(self.address, exc) from exc
+            # whoever keeps the error would keep the call with its frames, and a call keeps its connection open
+            raise from_rpc_error(self.address, exc) from exc.with_traceback(None)
+        finally:
+            del call

@@ -210,6 +210,7 @@ class Outgoing:
         if phase is not Phase.PREFLIGHT:
             with contextlib.suppress(OSError, PhaulError):
                 await self._journal.report(json_format.MessageToDict(self.record))
+        self._coordinator = None  # its errors hold on to the connection that they are of
         await self._notify()
 
     async def _clean_up(self) -> None:
