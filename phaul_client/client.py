@@ -78,7 +78,7 @@ class Client:
         self._config = config
         self._criu = criu or Criu(find_binary())
         self._policy = policy
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()  #: may be changed between rounds
         self._pre_dump_mode = pre_dump_mode
         self._on_round = on_round
         self._throttle = throttle
@@ -92,11 +92,11 @@ class Client:
         """
         policy = self._policy or await self._default_policy()
         history: tuple[IterStats, ...] = ()
-        verdict = policy.decide(history, self._limits)
+        verdict = policy.decide(history, self.limits)
         while isinstance(verdict, Iterate):
             stats = await self._round(verdict.throttle_percent)
             history = (*history, stats)
-            verdict = policy.decide(history, self._limits)
+            verdict = policy.decide(history, self.limits)
             self._on_round(RoundEnded(stats, verdict))
         logger.info("last round after=%d verdict=%s", len(history), type(verdict).__name__)
         if isinstance(verdict, SwitchToPostcopy):

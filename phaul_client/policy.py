@@ -29,6 +29,7 @@ __all__ = [
     "PostCopyPolicy",
     "StopCopyPolicy",
     "SwitchToPostcopy",
+    "Switchable",
     "Verdict",
     "forecast",
 ]
@@ -51,6 +52,8 @@ class FinishReason(enum.StrEnum):
     ROUND_LIMIT = "round-limit"
     #: The time after which the user wants post-copy has gone.
     POSTCOPY_TIME = "postcopy-time"
+    #: Somebody asked for post-copy now.
+    ASKED = "asked"
     #: The mode has no rounds.
     NO_ROUNDS = "no-rounds"
 
@@ -68,6 +71,7 @@ _SENTENCES: Final = {
     FinishReason.DEADLINE: "another round would end after the deadline",
     FinishReason.ROUND_LIMIT: "the allowed number of rounds has been run",
     FinishReason.POSTCOPY_TIME: "the time allowed for pre-copy is over",
+    FinishReason.ASKED: "post-copy was asked for",
     FinishReason.NO_ROUNDS: "this mode has no rounds",
 }
 
@@ -110,6 +114,17 @@ class StopCopyPolicy:
 
     def decide(self, history: History, limits: Limits) -> Verdict:
         return Finish(FinishReason.NO_ROUNDS)
+
+
+class Switchable:
+    """Another policy, until somebody asks for post-copy."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.is_asked = False
+
+    def decide(self, history: History, limits: Limits) -> Verdict:
+        return SwitchToPostcopy(FinishReason.ASKED) if self.is_asked else self._policy.decide(history, limits)
 
 
 class PostCopyPolicy:

@@ -16,6 +16,7 @@ import grpc
 
 from phaul.v1 import remote_pb2, remote_pb2_grpc, types_pb2
 from phaul_client.errors import PeerError, PeerUnavailable, RemoteProtocolError
+from phaul_client.pacing import set_pace
 from phaul_client.pieces import messages
 from phaul_client.status import from_rpc_error
 from phaul_client.stream import Preamble, StreamKind, Verdict
@@ -60,6 +61,7 @@ class GrpcRemote:
         self._receiving = False
         self._destination_node_id = destination_node_id
         self._lease: asyncio.Task[None] | None = None
+        self._limit_bytes_per_second = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -76,6 +78,12 @@ class GrpcRemote:
         """The connected page stream, blocking, as criu wants it."""
         assert self._socket is not None, "no session is open"
         return self._socket
+
+    def limit(self, bytes_per_second: int) -> None:
+        """Limit what each data connection sends, those that are open here and those to come; 0: no limit."""
+        self._limit_bytes_per_second = bytes_per_second
+        if self._socket is not None:
+            set_pace(self._socket, bytes_per_second)
 
     @property
     def destination_node_id(self) -> str:
@@ -204,6 +212,7 @@ class GrpcRemote:
             if verdict != bytes([Verdict.ACCEPTED]):
                 raise RemoteProtocolError(peer, "the data port refused the token that it had just given")
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            set_pace(sock, self._limit_bytes_per_second)
             sock.setblocking(True)
             stack.pop_all()
             return sock

@@ -138,7 +138,9 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
     async def UpdateMigration(
         self, request: migrations_pb2.UpdateMigrationRequest, context: Context
     ) -> migrations_pb2.UpdateMigrationResponse:
-        raise PhaulError("a migration under way cannot be changed yet", reason="UNSUPPORTED")
+        outgoing = self._get(request.migration_id)
+        await outgoing.update(request)
+        return migrations_pb2.UpdateMigrationResponse(migration=outgoing.record)
 
     async def Resolve(self, request: migrations_pb2.ResolveRequest, context: Context) -> migrations_pb2.ResolveResponse:
         outgoing = self._get(request.migration_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import shutil
 import socket
@@ -27,17 +28,19 @@ from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
 from phaul_client.coordinator import Coordinator, Doubt, Recovery
 from phaul_client.errors import (
+    InvalidRequest,
     MigrationCancelled,
     OutcomeUnknown,
     PeerUnavailable,
+    PhaseError,
     PhaulError,
     PreflightRefused,
     RolledBack,
 )
 from phaul_client.local import CriuLocal, Settings
 from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, RestoreMode, Wish, choose
-from phaul_client.policy import DowntimePolicy, Forecast, Policy, PostCopyPolicy, StopCopyPolicy
-from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress
+from phaul_client.policy import DowntimePolicy, Forecast, Policy, PostCopyPolicy, StopCopyPolicy, Switchable
+from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress, RelayGone
 from phaul_client.remote import GrpcRemote
 from phaul_client.rounds import PAGE_SIZE_BYTES
 from phaul_client.status import reason_of
@@ -62,6 +65,7 @@ UNWIND_SECONDS: Final = 10.0
 RATE_SAMPLES: Final = 5
 #: An end of the task in these is not the end of the migration: a restarted phauld goes on from its journal.
 _LEFT_TO_THE_NEXT: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING})
+_ROUNDS: Final = (Phase.PREFLIGHT, Phase.OPENING, Phase.ITERATING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,9 @@ class Outgoing:
         self._cancelled = False
         self._relay: Relay | None = None
         self._lazy_bytes = 0  # sent by the relay
+        self._remote: GrpcRemote | None = None
+        self._client: Client | None = None
+        self._policy: Switchable | None = None
         self._has_opened = False  # from then on it is rolled back, not refused
         self._journal = journal
         self._costs = costs
@@ -182,6 +189,50 @@ class Outgoing:
         self._task.cancel()
         return True
 
+    async def update(self, wish: migrations_pb2.UpdateMigrationRequest) -> None:
+        """Change it under way. Raises `PhaseError`, `InvalidRequest`, and `PhaulError` UNSUPPORTED; then nothing is."""
+        phase = self._coordinator.phase if self._coordinator is not None else Phase.PREFLIGHT
+        goal_seconds = convert.seconds_of(wish.downtime_goal)
+        if self.is_over or (phase not in _ROUNDS and (wish.switch_to_post_copy or goal_seconds)):
+            raise PhaseError(phase, "UPDATE_MIGRATION")
+        if goal_seconds < 0:
+            raise InvalidRequest("downtime_goal is negative")
+        if wish.switch_to_post_copy:
+            self._switch()
+        if goal_seconds:
+            self.record.options.downtime_goal.CopyFrom(wish.downtime_goal)
+        if wish.HasField("bandwidth_limit_bytes_per_second"):
+            self.record.options.bandwidth_limit_bytes_per_second = wish.bandwidth_limit_bytes_per_second
+        self._options = parse_options(self.record.options)
+        await self._apply_options()
+        await self._notify()
+
+    def _switch(self) -> None:
+        if self.record.mode not in (types_pb2.MODE_HYBRID, types_pb2.MODE_POST_COPY):
+            raise PhaulError(
+                "it was not prepared for post-copy", reason="UNSUPPORTED", remedy="start it with --mode hybrid"
+            )
+        if self._policy is not None:
+            self._policy.is_asked = True
+
+    async def _apply_options(self) -> None:
+        limit = self._options.bandwidth_limit_bytes_per_second
+        if self._remote is not None:
+            self._remote.limit(limit)
+        if self._relay is not None:
+            with contextlib.suppress(RelayGone):
+                await self._relay.limit(limit)
+        if self._client is not None:
+            self._client.limits = dataclasses.replace(
+                self._client.limits,
+                downtime_goal_seconds=self._options.downtime_goal_seconds,
+                bandwidth_limit_bytes_per_second=limit or None,
+            )
+
+    def _use(self, remote: GrpcRemote) -> None:
+        self._remote = remote
+        remote.limit(self._options.bandwidth_limit_bytes_per_second)
+
     def resolve(self, event: Event) -> bool:
         """An operator's answer to a doubt; `False` when there is none."""
         return self._coordinator is not None and self._coordinator.resolve(event)
@@ -224,6 +275,7 @@ class Outgoing:
             GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
             asyncio.timeout(self._options.deadline_seconds) as deadline,
         ):
+            self._use(remote)
             choice = await self._preflight(remote)
             local = self._make_local(remote, deadline, choice)
             try:
@@ -299,6 +351,7 @@ class Outgoing:
                 destination_node_id=entry.detail["destination_node_id"],
             ) as remote,
         ):
+            self._use(remote)
             recovery = self._make_recovery(remote, entry)
             self._coordinator = recovery
             self._on_phase(entry.phase)
@@ -405,22 +458,23 @@ class Outgoing:
     async def _move(self, local: CriuLocal, remote: GrpcRemote, choice: Choice) -> None:
         await local.carry_beforehand()
         self._directory.mkdir(parents=True, mode=0o700)
+        self._policy = Switchable(_policy(choice))
         config = Config(self._target.pid, remote.page_socket.fileno(), self._directory)
         costs = self._costs.to(self.record.destination.node_id)
         progress = asyncio.create_task(self._watch_bytes(remote))
         try:
             async with Freezer(self._target.pid) as freezer:
-                client = Client(
+                self._client = Client(
                     local,
                     remote,
                     config,
                     criu=self._node.criu,
-                    policy=_policy(choice),
+                    policy=self._policy,
                     limits=limits(self._options, choice.restore_mode, costs, allow_throttle=self._can_throttle),
                     on_round=self._on_round,
                     throttle=freezer.hold_back,
                 )
-                await client.migrate()
+                await self._client.migrate()
         finally:
             progress.cancel()
         if choice.restore_mode is RestoreMode.LAZY and local.pause_seconds is not None and local.dump_stats is not None:

@@ -35,10 +35,10 @@ from collections.abc import Callable, Sequence
 
 from phaul_client import relay_frames as frames
 from phaul_client.errors import RemoteProtocolError
+from phaul_client.pacing import set_pace
 from phaul_client.relay_frames import AnswerHead, Command, Flag, FrameReader, Question, Questions
 
 CHUNK_BYTES = 1 << 20
-LIMITED_CHUNK_BYTES = 1 << 16
 PIPE_BYTES = 1 << 20
 READY_SECONDS = 30.0
 #: A peer that is silent for so long is taken for lost, and a new connection is asked for.
@@ -94,6 +94,12 @@ class Link:
                 self._changed.wait()
             return self._socket
 
+    def limit(self, bytes_per_second: int) -> None:
+        """Of this connection; phauld limits the next ones before it hands them over."""
+        with self._changed:
+            if self._socket is not None:
+                set_pace(self._socket, bytes_per_second)
+
     def is_current(self, sock: socket.socket) -> bool:
         return self._socket is sock
 
@@ -139,24 +145,6 @@ class Pipe:
         os.close(self._read)
         os.close(self._write)
         self._open()
-
-
-class Pace:
-    """Holds a sender back to a number of bytes a second; 0: not at all. May be changed at any time."""
-
-    def __init__(self) -> None:
-        self.bytes_per_second = 0
-        self._free_at = 0.0
-
-    def chunk(self, size: int) -> int:
-        """How much to send next."""
-        return min(size, LIMITED_CHUNK_BYTES if self.bytes_per_second else CHUNK_BYTES)
-
-    def sent(self, size: int) -> None:
-        if self.bytes_per_second:
-            now = time.monotonic()
-            self._free_at = max(self._free_at, now) + size / self.bytes_per_second
-            time.sleep(max(0.0, self._free_at - now))
 
 
 class Relay:
@@ -221,7 +209,6 @@ class Serve(Relay):
 
     def __init__(self, directory: str, swrk_fd: int, criu: str) -> None:
         super().__init__(directory)
-        self.pace = Pace()
         self._to_criu = threading.Lock()
         self._ended = False
         self._asked: queue.SimpleQueue[tuple[socket.socket, Question]] = queue.SimpleQueue()
@@ -238,7 +225,7 @@ class Serve(Relay):
             case "abort":
                 self.end(Command.ABORT)
             case "limit":
-                self.pace.bytes_per_second = int(str(message["bytes_per_second"]))
+                self.link.limit(int(str(message["bytes_per_second"])))
             case _:
                 return super().command(message, descriptors)
         return self.status()
@@ -311,7 +298,7 @@ class Serve(Relay):
 
     def stream(self, sock: socket.socket, size: int) -> None:
         while size:
-            count = self.pipe.fill(self.ours, self.pace.chunk(size))
+            count = self.pipe.fill(self.ours, min(size, CHUNK_BYTES))
             size -= count
             try:
                 self.pipe.empty(sock, count)
@@ -323,7 +310,6 @@ class Serve(Relay):
                 return
             self.sent_bytes += count
             self.wire_bytes += count
-            self.pace.sent(count)
 
     def drop(self, size: int) -> int:
         """Take from criu what nobody waits for any more."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+from phaul.v1 import migrations_pb2, migrations_pb2_grpc
 from tests.inventory import processes
 from tests.nodes import Node, Nodes, Process, until
 from tests.victims.heartbeat import read_beats
@@ -231,3 +232,21 @@ async def test_pages_lost_at_the_destination_leave_it_held_at_the_source(slow: N
     await slow.a.phaul("resolve", identity, "--resume", check=True)
     await victim.beats_on()
     await victim.check(slow.a)
+
+
+async def test_a_bandwidth_limit_holds_and_is_lifted_while_it_fills(daemons: Nodes, tmp_path: Path) -> None:
+    victim = await Victim.start(daemons.a, tmp_path / "beats", 256)
+    await start_move(daemons, "--detach", "--bandwidth", "16M")
+    await until_phase(daemons.a, "filling")
+    identity = (await phase(daemons.a))["migration_id"]
+    async with daemons.a.daemon.channel() as channel:
+        stub: migrations_pb2_grpc.MigrationsAsyncStub = migrations_pb2_grpc.MigrationsStub(channel)
+        get = migrations_pb2.GetMigrationRequest(migration_id=identity)
+        first = (await stub.GetMigration(get)).migration.bytes_sent
+        await asyncio.sleep(2)
+        limited = (await stub.GetMigration(get)).migration.bytes_sent - first
+        assert 16 << 20 < limited < 48 << 20
+        wish = migrations_pb2.UpdateMigrationRequest(migration_id=identity, bandwidth_limit_bytes_per_second=0)
+        await stub.UpdateMigration(wish)
+        await until_phase(daemons.a, "done", 5)
+    await victim.check(daemons.b)
