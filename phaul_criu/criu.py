@@ -19,7 +19,6 @@ from phaul_criu import requests, stats
 from phaul_criu.diagnosis import add_log, failure, forget_log
 from phaul_criu.errors import CheckFailed, CriuError, DumpFailed, PreDumpFailed, RestoreFailed
 from phaul_criu.held import HeldTree
-from phaul_criu.own_proc import OwnProc
 from phaul_criu.page_server import PageServer
 from phaul_criu.requests import (
     CriuRequest,
