@@ -21,7 +21,7 @@ from phaul_client.config import Config
 from phaul_client.errors import ImageCorrupt, PhaseError
 from phaul_client.images import relative_parent
 from phaul_client.tree import identity, is_alive, wait_until_gone
-from phaul_criu.child import finish
+from phaul_criu.child import Child, finish
 from phaul_criu.criu import Criu
 from phaul_criu.errors import CriuError
 from phaul_criu.lazy import LazyPages, LazyPagesOptions
@@ -32,6 +32,7 @@ from phauld.dataport import DataPort, Expected
 from phauld.fetching import Fetching
 from phauld.images import ImageWriter
 from phauld.journal import IncomingEntry, IncomingRecord
+from phauld.lazy_chain import has_parent, make_lazy, serve_chain
 from phauld.placement import Promise
 from phauld.receiver import Server
 from phauld.session import Do, Event, Phase, Record
@@ -116,6 +117,7 @@ class Session:
         self._server: Server | None = None
         self._slot: RestoreSlot | None = None
         self._lazy: LazyPages | None = None
+        self._page_source: Child | None = None  # serves earlier rounds to the lazy-pages child
         self._fetching: Fetching | None = None
         self._transitions = session.POSTCOPY_TRANSITIONS if incoming.postcopy else session.TRANSITIONS
         self._lazy_left: dict[str, Any] | None = None  # the lazy-pages child of an earlier phauld
@@ -449,8 +451,7 @@ class Session:
                 await self._fetching.start(self._criu.binary, self._fetched_round)
                 self._mark("lazy-pages starts")
             elif options.lazy_pages:
-                lazy = LazyPagesOptions(images_dir_fd=images)
-                self._lazy = await LazyPages.start(self._criu.binary, lazy)
+                self._lazy = await self._start_lazy_pages(images, self._server.last_images_dir)
                 self._mark("lazy-pages starts")
                 self._journal.note(lazy=identity(self._lazy.pid))
             self.pid = await self._criu.restore(
@@ -463,6 +464,16 @@ class Session:
             self._post(Event.TREE_LOST)
         finally:
             os.close(images)
+
+    async def _start_lazy_pages(self, images_fd: int, images: Path) -> LazyPages:
+        """Fill memory from the images; those of earlier rounds need somebody who serves them."""
+        if not has_parent(images):
+            return await LazyPages.start(self._criu.binary, LazyPagesOptions(images_dir_fd=images_fd))
+        await asyncio.to_thread(make_lazy, images)
+        self._page_source, source = await serve_chain(images)
+        with source:
+            options = LazyPagesOptions(images_dir_fd=images_fd, page_server_fd=source.fileno())
+            return await LazyPages.start(self._criu.binary, options)
 
     async def _notified(self, notification: Notification) -> None:
         if notification.name == "pre-restore":
@@ -494,6 +505,9 @@ class Session:
         if self._lazy is not None:
             await self._lazy.aclose()
             self._lazy = None
+        if self._page_source is not None:
+            await self._page_source.aclose()
+            self._page_source = None
         if self._fetching is not None:
             await self._fetching.aclose()
         if self._slot is not None:
@@ -516,6 +530,9 @@ class Session:
             except CriuError as exc:
                 self.failure = exc
                 logger.error("lazy pages failed migration_id=%s error=%s", self.incoming.migration_id, exc)
+        if self._page_source is not None:
+            await self._page_source.aclose(patience_seconds=STREAM_SECONDS)
+            self._page_source = None
         if self._fetching is not None and self._fetching.is_filling:
             self.failure = None  # of the restore; whatever it was, the tree runs
             try:

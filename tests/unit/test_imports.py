@@ -25,6 +25,7 @@ IMPURE: Final = frozenset(
 #: the pure modules; they may import each other, phaul.v1, pycriu's messages, and what is not in IMPURE
 PURE: Final = frozenset(
     {
+        "phaul_criu.chains",
         "phaul_criu.errors",
         "phaul_criu.logs",
         "phaul_criu.pagemaps",
