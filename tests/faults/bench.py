@@ -18,12 +18,13 @@ import grpc
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from phaul.v1.types_pb2 import Options
 from tests.daemon import IMAGES_DIR, LOG_DIR, SOCKET, STATE_DIR, DaemonFailed
-from tests.faults.gates import CriuGate, Gates
+from tests.faults.gates import CriuGate, Gates, until
 from tests.faults.links import Link
 from tests.faults.victim import SLOT, SLOTS
 from tests.inventory import Inventory
-from tests.nodes import PROGRAMS, Node, Nodes, Process, two_nodes
+from tests.nodes import PROGRAMS, Nodes, Process, two_nodes
 
+START_SECONDS: Final = 20.0
 SETTLE_SECONDS: Final = 40.0
 CLEAN_SECONDS: Final = 8.0
 LEASE_SECONDS: Final = 2.0
@@ -67,7 +68,7 @@ class Victim:
     name: str
     processes: int = 1
     threads: int = 0
-    outside: Process | None = None  #: a process that phaul did not start
+    outside_pid: int | None = None  #: on node a, of a process that phaul did not start
 
     @property
     def file(self) -> Path:
@@ -164,18 +165,16 @@ class Bench:
         argv = [sys.executable, "-IS", str(VICTIM), str(victim.file), "--mib", str(mib)]
         argv += ["--children", str(children), "--threads", str(threads)]
         if outside:
-            victim.outside = await self._start_outside(argv, 20000 + 100 * number)
+            victim.outside_pid = await self._start_outside(argv, 20000 + 100 * number)
         else:
-            spec = types_pb2.WorkloadSpec(name=victim.name, argv=argv)
+            spec = types_pb2.WorkloadSpec(name=victim.name, argv=argv, working_directory="/run")
             await self.node_service("a").RunWorkload(
                 node_pb2.RunWorkloadRequest(spec=spec), wait_for_ready=True, timeout=20
             )
-        async with asyncio.timeout(20):
-            while min(self.read(victim, "a").checks, default=0) < 1:
-                await asyncio.sleep(POLL_SECONDS)
+        await until(lambda: min(self.read(victim, "a").checks) > 0, START_SECONDS)
         return victim
 
-    async def _start_outside(self, argv: list[str], pid: int) -> Process:
+    async def _start_outside(self, argv: list[str], pid: int) -> int:
         node = self.nodes["a"]
         script = 'echo "$0" >/proc/sys/kernel/ns_last_pid; exec setsid -f "$@" </dev/null >/dev/null 2>&1'
         await node.run(["sh", "-c", script, str(pid), *argv])
@@ -184,7 +183,7 @@ class Bench:
                 for entry in (node.root / "proc").glob("[0-9]*/cmdline"):
                     with contextlib.suppress(OSError):
                         if entry.read_bytes().split(b"\0")[:-1] == [word.encode() for word in argv]:
-                            return _Outside(int(entry.parent.name))  # type: ignore[return-value]
+                            return int(entry.parent.name)
                 await asyncio.sleep(POLL_SECONDS)
 
     def read(self, victim: Victim, name: str) -> Beats:
@@ -205,8 +204,8 @@ class Bench:
     async def migrate(self, victim: Victim, *, migration_id: str, options: Options, source: str = "a") -> None:
         """Ask for it; that the daemon dies meanwhile is no error."""
         target: dict[str, Any] = {"workload": victim.name}
-        if victim.outside is not None:
-            target = {"pid": victim.outside.pid}
+        if victim.outside_pid is not None:
+            target = {"pid": victim.outside_pid}
         request = migrations_pb2.StartMigrationRequest(
             migration_id=migration_id, destination=self.links[source].address, options=options, **target
         )
@@ -214,7 +213,15 @@ class Bench:
 
     async def start_cli(self, victim: Victim, *words: str) -> Process:
         """The same by the command line."""
-        argv = [PROGRAMS / "phaul", "--daemon", f"unix:{SOCKET}", "migrate", victim.name, "--to", self.link.address]
+        argv: list[str | Path] = [
+            PROGRAMS / "phaul",
+            "--daemon",
+            f"unix:{SOCKET}",
+            "migrate",
+            victim.name,
+            "--to",
+            self.link.address,
+        ]
         return await self.nodes["a"].start([*argv, *words])
 
     async def record(self, migration_id: str, source: str = "a") -> migrations_pb2.Migration | None:
@@ -225,6 +232,9 @@ class Bench:
         except grpc.aio.AioRpcError as exc:
             if exc.code() is grpc.StatusCode.NOT_FOUND:
                 return None
+            if exc.code() is grpc.StatusCode.UNAVAILABLE:  # killed meanwhile, and about to be started again
+                await asyncio.sleep(POLL_SECONDS)
+                return await self.record(migration_id, source)
             raise
         return answer.migration
 
@@ -236,11 +246,14 @@ class Bench:
 
     async def settle(self, migration_id: str, *, source: str = "a", held: bool = False) -> None:
         """Wait until what was killed runs again and the migration is over (or held, if that is what is wanted)."""
-        await asyncio.gather(*self._restarts)
-        self._restarts.clear()
         async with asyncio.timeout(SETTLE_SECONDS):
-            while (record := await self.record(migration_id, source)) is not None:
-                if record.HasField("finished_at") or (held and record.phase == types_pb2.MIGRATION_PHASE_HELD):
+            while True:
+                restarts, self._restarts = self._restarts, []
+                await asyncio.gather(*restarts)
+                record = await self.record(migration_id, source)
+                over = record is None or record.HasField("finished_at")
+                over |= held and record is not None and record.phase == types_pb2.MIGRATION_PHASE_HELD
+                if over and not self._restarts:
                     return
                 await asyncio.sleep(POLL_SECONDS)
 
@@ -288,13 +301,12 @@ class Bench:
                 return []
 
     def _complaints(self, victim: Victim, source: str, destination: str, beating: list[str]) -> list[str]:
-        if victim.outside is not None:
+        if victim.outside_pid is not None:
             return [] if beating != [source] or not any(self.read(victim, destination).counts) else ["the copy has run"]
         logs = {name: self.read_log(victim, name) for name in (source, destination)}
         found = [f"{name}: {gap}" for name, lines in logs.items() if lines for gap in _gaps(lines)]
-        if beating == [source]:
-            if any(self.read(victim, destination).counts):
-                found.append("the copy at the destination has run")
+        if beating == [source] and any(self.read(victim, destination).counts):
+            found.append("the copy at the destination has run")
         if beating == [destination]:
             ours, theirs = logs[source] or [], logs[destination] or []
             if ours != theirs[: len(ours)]:
@@ -303,21 +315,22 @@ class Bench:
 
     async def _is_intact(self, victim: Victim, name: str) -> bool:
         before = self.read(victim, name).checks
-        async with asyncio.timeout(10):
-            while any(new <= old for new, old in zip(self.read(victim, name).checks, before, strict=True)):
-                await asyncio.sleep(POLL_SECONDS)
+        await until(
+            lambda: all(new > old for new, old in zip(self.read(victim, name).checks, before, strict=True)),
+            START_SECONDS,
+        )
         return self.read(victim, name).failures == 0
 
     async def end(self, victim: Victim, beating: list[str]) -> None:
         """Stop the victim where it runs; forget it everywhere."""
         for name in beating:
-            if victim.outside is not None and name == "a":
-                await self.nodes[name].run(["kill", "-KILL", str(victim.outside.pid)])
+            if victim.outside_pid is not None and name == "a":
+                await self.nodes[name].run(["kill", "-KILL", str(victim.outside_pid)])
                 continue
             listed = await self.node_service(name).ListWorkloads(node_pb2.ListWorkloadsRequest(), timeout=10)
             for workload in listed.workloads:
-                if workload.state == node_pb2.WORKLOAD_STATE_RUNNING and workload.spec.name in (
-                    victim.name, *([workload.spec.name] if victim.outside else [])):  # fmt: skip
+                ours = victim.outside_pid is not None or workload.spec.name == victim.name
+                if ours and workload.state == node_pb2.WORKLOAD_STATE_RUNNING:
                     stop = node_pb2.StopWorkloadRequest(name=workload.spec.name, signal=9)
                     await self.node_service(name).StopWorkload(stop, timeout=20)
         for name, node in self.nodes.items():
@@ -345,13 +358,6 @@ class Bench:
         return [f"{name}: {kind}: {each}" for kind, items in more.items() for each in items]
 
 
-class _Outside:
-    """A process that the node's init reaps."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-
-
 def _gaps(lines: list[str]) -> list[str]:
     """Where the beats of a process do not follow one another."""
     last: dict[str, int] = {}
@@ -374,7 +380,7 @@ def _phase(record: migrations_pb2.Migration | None) -> str:
 
 
 @contextlib.asynccontextmanager
-async def bench(directory: Path) -> AsyncIterator[Bench]:
+async def bench(directory: Path, *, images_bytes: int = IMAGES_BYTES) -> AsyncIterator[Bench]:
     """A pair of nodes; the daemons are not started yet. State and images are on small file systems of their own."""
     gates = Gates()
     async with contextlib.AsyncExitStack() as stack:
@@ -384,7 +390,7 @@ async def bench(directory: Path) -> AsyncIterator[Bench]:
             for node in (nodes.a, nodes.b)
         }
         for node in (nodes.a, nodes.b):
-            for path, size_bytes in ((STATE_DIR, STATE_BYTES), (IMAGES_DIR, IMAGES_BYTES), (MEMORY_DIR, IMAGES_BYTES)):
+            for path, size_bytes in ((STATE_DIR, STATE_BYTES), (IMAGES_DIR, images_bytes), (MEMORY_DIR, images_bytes)):
                 await node.run(["mkdir", "-p", path])
                 await node.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", path])
         links = {
@@ -394,8 +400,3 @@ async def bench(directory: Path) -> AsyncIterator[Bench]:
         made = Bench(nodes, gates, links, criu)
         stack.push_async_callback(made.close)
         yield made
-
-
-def node_of(made: Bench, name: str) -> Node:
-    """A node by its name."""
-    return made.nodes[name]

@@ -1,8 +1,8 @@
 """Stands between phauld and criu: phauld's `--criu` names a copy of this file with a first line put before it.
 
-It starts the real criu on a socket pair of its own and carries every message of `criu swrk` on, whole and in order. Before
-it does, it tells the test of it and waits for a word. So a test can stop the world at any notification, and neither
-phauld nor criu is changed. When criu ends, it ends in the same way, by the same signal.
+It starts the real criu on a socket pair of its own and carries every message of `criu swrk` on, whole and in order.
+Before it does, it tells the test of it and waits for a word. So a test can stop the world at any notification, and
+neither phauld nor criu is changed. When criu ends, it ends in the same way, by the same signal.
 
 criu opens the image directory through /proc of the process that made its socket pair, which is this one here: so the
 descriptors that a request names are fetched from the process at the other end and get the same numbers here.
@@ -11,6 +11,7 @@ Our own descriptors are above them.
 Beside this file lies criu.json: {"criu": the real one, "socket": where the test listens}. The standard library alone.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -20,6 +21,8 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 ABOVE = 300
 PR_SET_PDEATHSIG = 1
@@ -32,11 +35,11 @@ RESPONSE_NOTIFY = 5  # a field of criu_resp
 IMAGES_DIR_FD, WORK_DIR_FD = 1, 17  # fields of criu_opts
 
 
-def fields(message):
+def fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Number and value of every field of a protobuf message; nested ones stay bytes."""
     at = 0
 
-    def varint():
+    def varint() -> int:
         nonlocal at
         value = shift = 0
         while True:
@@ -61,16 +64,16 @@ def fields(message):
 class Test:
     """The test that listens; nobody may."""
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             connection.connect(path)
-            self._socket = above(connection)
+            self._socket: socket.socket | None = above(connection)
         except OSError:
             connection.close()
             self._socket = None
 
-    def tell(self, **what):
+    def tell(self, **what: object) -> None:
         """Tell it of a step and wait for its word."""
         if self._socket is None:
             return
@@ -81,14 +84,14 @@ class Test:
             self._socket = None
 
 
-def above(sock):
+def above(sock: socket.socket) -> socket.socket:
     """The same socket under a number that nobody else uses."""
     moved = socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, ABOVE))
     sock.close()
     return moved
 
 
-def fetch_descriptors(request, pid):
+def fetch_descriptors(request: bytes, pid: int) -> None:
     """The directories that a request names, from the process that made it."""
     options = next((value for number, value in fields(request) if number == 2), b"")
     for number, value in fields(options):
@@ -101,7 +104,7 @@ def fetch_descriptors(request, pid):
                 os.close(theirs)
 
 
-def start(criu, inherited):
+def start(criu: str, inherited: list[int]) -> tuple[int, socket.socket]:
     """The real criu, and our end of its socket pair."""
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours, theirs = above(pair[0]), above(pair[1])
@@ -115,13 +118,14 @@ def start(criu, inherited):
     return pid, ours
 
 
-def carry(phauld, criu, test, pid):
+def carry(phauld: socket.socket, criu: socket.socket, test: Test, pid: int) -> None:
     """Carry messages to and fro until one side ends."""
     peer = struct.unpack("3i", phauld.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
     operation = step = ""
     ended = os.pidfd_open(pid)  # what criu forks may hold its end of the socket pair open
+    sources: list[Any] = [phauld, criu, ended]
     while True:
-        readable, _, _ = select.select([phauld, criu, ended], [], [])
+        readable, _, _ = select.select(sources, [], [])
         if phauld in readable:
             message = receive(phauld)
             if not message:
@@ -149,14 +153,14 @@ def carry(phauld, criu, test, pid):
             return
 
 
-def receive(sock):
+def receive(sock: socket.socket) -> bytes:
     try:
         return sock.recv(LARGEST_BYTES)
     except ConnectionError:
         return b""
 
 
-def main():
+def main() -> None:
     with open(os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "criu.json"), encoding="utf-8") as file:
         configuration = json.load(file)
     criu = configuration["criu"]
@@ -170,10 +174,8 @@ def main():
     pid, ours = start(criu, inherited)
     for descriptor in inherited:
         os.close(descriptor)
-    try:
+    with contextlib.suppress(ConnectionError):
         carry(phauld, ours, Test(configuration["socket"]), pid)
-    except ConnectionError:
-        pass
     ours.close()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status < 0:

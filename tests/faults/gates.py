@@ -27,6 +27,14 @@ from tests.nodes import children
 _WRAPPER: Final = Path(__file__).with_name("criu_wrapper.py")
 _LARGEST_BYTES: Final = 1 << 16
 _GONE_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.005
+
+
+async def until(condition: Callable[[], bool], seconds: float) -> None:
+    """Look again and again until it is so. Raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what is looked at is in other processes
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 class Verdict(enum.Enum):
@@ -79,9 +87,7 @@ class Gates:
 
     async def until_gone(self, key: str) -> None:
         """Wait for the end of the wrapper, which ends as its criu did. Raises TimeoutError."""
-        async with asyncio.timeout(_GONE_SECONDS):
-            while Path(f"/proc/{self.criu[key]}").exists():
-                await asyncio.sleep(0.002)
+        await until(lambda: not os.path.exists(f"/proc/{self.criu[key]}"), _GONE_SECONDS)
 
 
 class CriuGate:

@@ -122,7 +122,9 @@ class Relay:
                 await self._flows.wait()
                 if truncate_at is not None and position + len(chunk) > truncate_at:
                     await loop.sock_sendall(sink, chunk[: truncate_at - position])
-                    break
+                    sink.shutdown(socket.SHUT_WR)
+                    _reset(source)
+                    return
                 if flip_at is not None and position <= flip_at < position + len(chunk):
                     damaged = bytearray(chunk)
                     damaged[flip_at - position] ^= 1
@@ -191,7 +193,7 @@ class CallProxy:
     async def _forward(
         self, method: str, messages: list[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> bytes:
-        call = self._channel.stream_unary(method)
+        call: Any = self._channel.stream_unary(method)
         return bytes(await call(iter(messages), timeout=context.time_remaining()))
 
 

@@ -3,8 +3,8 @@
     victim.py FILE [--mib N] [--children N] [--threads N]
 
 Standard output gets a line "PROCESS COUNT" for each beat; phaul carries it, so it must hold every beat once, in order.
-FILE gets, for each process and thread, a `Slot`; it has the same size from the start and is another file on each node, so
-it tells which copy has ever run. Memory is filled with known noise and checked again and again.
+FILE gets, for each process and thread, a slot; it has the same size from the start and is another file on each node,
+so it tells which copy has ever run. Memory is filled with known noise and checked again and again.
 """
 
 import argparse
