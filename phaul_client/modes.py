@@ -14,6 +14,9 @@ from phaul_client.forecast import ASSUMED_BANDWIDTH_BYTES_PER_SECOND
 
 MIN_CRIU_VERSION: Final = 4_01_00
 """criu 4.1, as major * 10000 + minor * 100 + sublevel."""
+WIDE_STREAM_CRIU_VERSION: Final = 4_02_00
+"""From criu 4.2 on the messages of the page stream are 32 bytes, before 24 (criu/page-xfer.c, struct page_server_iov):
+each waits for ever for the other's."""
 MIN_PIPE_SIZE_BYTES: Final = 4 << 20
 """Pipes that criu's page server makes for post-copy; with less it fails without a reason."""
 EAGER_RESTORE_SECONDS_PER_BYTE: Final = 0.65e-9
@@ -47,6 +50,7 @@ class ProblemCode(enum.StrEnum):
 
     CRIU_MISSING = "criu-missing"
     CRIU_TOO_OLD = "criu-too-old"
+    CRIU_STREAMS_DIFFER = "criu-streams-differ"
     NO_MEMORY_TRACKING = "no-memory-tracking"
     NO_LAZY_PAGES = "no-lazy-pages"
     PIPE_SIZE_TOO_SMALL = "pipe-size-too-small"
@@ -113,6 +117,7 @@ class Refusal:
 def choose(wish: Wish, source: NodeCapabilities, destination: NodeCapabilities) -> Choice | Refusal:
     """Choose the mode and the restore mode, or say why what was asked for cannot work."""
     problems = [problem for node in (source, destination) for problem in _criu_problems(node)]
+    problems = problems or _stream_problems(source, destination)
     if wish.mode is not Mode.AUTO:
         problems += _mode_problems(wish.mode, source, destination)
     if wish.restore_mode is RestoreMode.LAZY:
@@ -179,10 +184,23 @@ def _criu_problems(node: NodeCapabilities) -> list[Problem]:
         remedy = "install criu 4.1 or newer there, or run scripts/install-criu"
         return [Problem(code=ProblemCode.CRIU_MISSING, cause=f"{node.name} has no criu", remedy=remedy)]
     if node.criu_version < MIN_CRIU_VERSION:
-        major, minor = node.criu_version // 10000, node.criu_version // 100 % 100
-        cause = f"criu {major}.{minor} on {node.name} is older than 4.1"
+        cause = f"criu {_version(node)} on {node.name} is older than 4.1"
         return [Problem(code=ProblemCode.CRIU_TOO_OLD, cause=cause, remedy="run scripts/install-criu there")]
     return []
+
+
+def _stream_problems(source: NodeCapabilities, destination: NodeCapabilities) -> list[Problem]:
+    wide = [node.criu_version >= WIDE_STREAM_CRIU_VERSION for node in (source, destination)]
+    if wide[0] == wide[1]:
+        return []
+    cause = f"criu {_version(source)} on {source.name} and {_version(destination)} on {destination.name} cannot talk"
+    older = source if wide[1] else destination
+    remedy = f"install criu 4.2 or newer on {older.name}, too"
+    return [Problem(code=ProblemCode.CRIU_STREAMS_DIFFER, cause=cause, remedy=remedy)]
+
+
+def _version(node: NodeCapabilities) -> str:
+    return f"{node.criu_version // 10000}.{node.criu_version // 100 % 100}"
 
 
 def _mode_problems(mode: Mode, source: NodeCapabilities, destination: NodeCapabilities) -> list[Problem]:

@@ -99,6 +99,8 @@ def test_the_goal_and_the_bandwidth_decide_whether_stop_copy_will_do() -> None:
         (Mode.POST_COPY, SMALL_PIPES, DESTINATION, {ProblemCode.PIPE_SIZE_TOO_SMALL}),
         (Mode.STOP_COPY, replace(ABLE, criu_version=0), DESTINATION, {ProblemCode.CRIU_MISSING}),
         (Mode.AUTO, ABLE, replace(DESTINATION, criu_version=31701), {ProblemCode.CRIU_TOO_OLD}),
+        (Mode.AUTO, ABLE, replace(DESTINATION, criu_version=40200), {ProblemCode.CRIU_STREAMS_DIFFER}),
+        (Mode.STOP_COPY, replace(ABLE, criu_version=40201), DESTINATION, {ProblemCode.CRIU_STREAMS_DIFFER}),
     ],
 )
 def test_what_cannot_work_is_refused_with_all_its_causes(
