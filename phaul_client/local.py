@@ -97,6 +97,7 @@ class CriuLocal(Coordinator):
         self._stopped_before: frozenset[int] = frozenset()
         self._stop_wanted: Event | None = None  # a cancel or a deadline, until it has become an event
         self._task: asyncio.Task[object] | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
         self._image_files = 0
         self.pause_seconds: float | None = None
         self.dump_stats: DumpStats | None = None
@@ -129,9 +130,6 @@ class CriuLocal(Coordinator):
         self._directory = config.wdir / "last"
         self._directory.mkdir(mode=0o700)
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        watchdog = asyncio.get_running_loop().call_later(
-            self._settings.freeze_budget_seconds, self.cancel, Event.DEADLINE_PASSED
-        )
         try:
             options = dataclasses.replace(
                 self._settings.dump,
@@ -145,10 +143,10 @@ class CriuLocal(Coordinator):
             await self._dump(criu, options)
             await self._complete()
         except (Exception, asyncio.CancelledError) as exc:
-            watchdog.cancel()
+            self._stop_watchdog()
             await self.unwind(exc)
         finally:
-            watchdog.cancel()
+            self._stop_watchdog()
             os.close(descriptor)
             if self._tree is not None:
                 self._tree.close()
@@ -178,6 +176,8 @@ class CriuLocal(Coordinator):
 
     async def _notified(self, notification: Notification) -> None:
         match notification.name:
+            case "pre-dump":
+                self._start_watchdog()
             case "query-ext-files":
                 assert self._config is not None
                 uncork(self._config.memfd)
@@ -185,6 +185,15 @@ class CriuLocal(Coordinator):
                 await self.fire(Event.TREE_FROZEN)
                 if self._phase is Phase.ROLLING_BACK:
                     raise self._cause or RuntimeError("rolled back without a cause")
+
+    def _start_watchdog(self) -> None:
+        """From now on the tree stands still."""
+        budget_seconds = self._settings.freeze_budget_seconds
+        self._watchdog = asyncio.get_running_loop().call_later(budget_seconds, self.cancel, Event.DEADLINE_PASSED)
+
+    def _stop_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
 
     async def perform(self, act: Do) -> Event | None:
         match act:

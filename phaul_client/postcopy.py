@@ -197,7 +197,6 @@ class PostcopyLocal(CriuLocal):
         self._directory = config.wdir / "last"
         self._directory.mkdir(mode=0o700)
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        watchdog = None
         try:
             swrk, page_fd = await self._prepare(config.pid)
             options = dataclasses.replace(
@@ -209,16 +208,12 @@ class PostcopyLocal(CriuLocal):
                 track_mem=last_client_images_path is not None,
                 log_file="dump.log",
             )
-            watchdog = asyncio.get_running_loop().call_later(
-                self._settings.freeze_budget_seconds, self.cancel, Event.DEADLINE_PASSED
-            )
             await self._see_through(asyncio.create_task(criu.dump(options, on_notify=self._notified, swrk=swrk)))
             await self._complete()
         except (Exception, asyncio.CancelledError) as exc:
             await self.unwind(exc)
         finally:
-            if watchdog is not None:
-                watchdog.cancel()
+            self._stop_watchdog()
             os.close(descriptor)
             if self._tree is not None:
                 self._tree.close()
@@ -282,6 +277,7 @@ class PostcopyLocal(CriuLocal):
     async def _notified(self, notification: Notification) -> None:
         match notification.name:
             case "pre-dump":
+                self._start_watchdog()
                 self._frozen_at = time.monotonic()
             case "post-dump":
                 self.steps.append(Step("freeze and dump", self._frozen_at, time.monotonic()))

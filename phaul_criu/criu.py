@@ -10,7 +10,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from phaul_criu.requests import (
 )
 from phaul_criu.stats import DumpStats, RestoreStats
 from phaul_criu.swrk import Notification, OnNotify, Swrk, operation
+from phaul_criu.turns import turn_to_dump
 from phaul_criu.version import Version
 
 #: Deadline of the questions that need no tree.
@@ -75,12 +76,23 @@ class Criu:
         raised here. On a failure `page_server_fd` is shut down, so that criu does not wait for it; it must be open in
         this process too. Of a dump with lazy pages criu keeps no statistics: they are all zero. It serves them on
         `lazy_pages_fd` until the other end sends a close or ends: then, too, it kills the tree. An unknown command
-        makes it let the tree run on.
+        makes it let the tree run on. It waits, while the tree runs, for other dumps that must not overlap with it.
         Raises DumpFailed, CriuDied, CriuTimeout, CriuMissing.
         """
-        with _page_socket(options) as cut:
+        async with AsyncExitStack() as stack:
+            if swrk is not None:
+                stack.push_async_callback(swrk.aclose)
+            end_turn = await stack.enter_async_context(turn_to_dump(options.pid))
+
+            async def notified(notification: Notification) -> None:
+                if notification.name == "post-dump":
+                    end_turn()
+                if on_notify is not None:
+                    await on_notify(notification)
+
+            cut = stack.enter_context(_page_socket(options))
             request = requests.dump_request(options, _write_config(options))
-            await self._operate(DumpFailed, request, options, swrk, on_notify, timeout_seconds, cut)
+            await self._operate(DumpFailed, request, options, swrk, notified, timeout_seconds, cut)
         return stats.NO_DUMP_STATS if options.lazy_pages_fd is not None else read_dump_stats(options)
 
     async def pre_dump(

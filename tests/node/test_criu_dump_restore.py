@@ -381,3 +381,22 @@ async def gone(pid: int) -> None:
     async with asyncio.timeout(5):
         while alive(pid):  # noqa: ASYNC110 - not our child
             await asyncio.sleep(0.01)
+
+
+async def test_dumps_from_one_working_directory_begin_one_after_another(criu: Criu, tmp_path: Path) -> None:
+    """At once they would make the same directory for their proc file systems."""
+    with subreaper(), no_leaks():
+        victims = []
+        for number in range(4):
+            (tmp_path / f"{number}").mkdir()
+            victims.append(start_victim(tmp_path / f"{number}"))
+        (Path("/proc") / str(victims[0].pid) / "cwd/proc.crtools").mkdir()  # left there by a criu that was killed
+
+        async def dump(number: int) -> None:
+            with opened(tmp_path / f"{number}/images") as images_fd:
+                await criu.dump(DumpOptions(images_dir_fd=images_fd, pid=victims[number].pid), timeout_seconds=20)
+
+        await asyncio.gather(*map(dump, range(4)))
+        for victim in victims:
+            victim.reaped()
+        assert not os.path.exists("/proc.crtools")
