@@ -294,10 +294,7 @@ class CriuLocal(Coordinator):
             if self._phase in commit.CANCELLABLE:
                 self._cause = self._cause or error
                 await self.fire(self._stop_wanted or Event.FAILED)
-        except OSError:  # the journal; but nothing was committed, and the tree must not stay stopped for that
-            await self._abort_destination()
-            raise
-        finally:
+        finally:  # whatever becomes of that, nothing was committed: the tree must not stay stopped
             await self._resume_tree()
         await self.fire(Event.TREE_RESUMED)
 
