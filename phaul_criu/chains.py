@@ -38,24 +38,24 @@ def lazy_pagemap(pagemap: bytes, mm: bytes, eager_pages: frozenset[int]) -> byte
     `eager_pages` are addresses of pages that stay as they are. Raises ValueError if the bytes are no such images.
     """
     mappings = _lazy_mappings(mm)
-    head, *entries = _messages(pagemap)
-    made = [pagemap[:_MAGICS_BYTES], _framed(head)]
+    head, *entries = messages(pagemap)
+    made = [pagemap[:_MAGICS_BYTES], framed(head)]
     for content in entries:
         entry = pagemap_pb2.pagemap_entry.FromString(content)
         if not entry.flags & _PE_PARENT:
-            made.append(_framed(content))
+            made.append(framed(content))
             continue
         end = entry.vaddr + entry.nr_pages * PAGE_BYTES
         for (start, stop), lazy in _split(entry.vaddr, end, mappings, eager_pages):
             entry.vaddr, entry.nr_pages = start, (stop - start) // PAGE_BYTES
             entry.flags = _PE_LAZY if lazy else _PE_PARENT
-            made.append(_framed(entry.SerializeToString()))
+            made.append(framed(entry.SerializeToString()))
     return b"".join(made)
 
 
 def stack_page(core: bytes) -> int | None:
     """The address of the page that the stack pointer of a task is in; None for a task without registers."""
-    (content,) = _messages(core)
+    (content,) = messages(core)
     task = core_pb2.core_entry.FromString(content)
     for field in ("thread_info", "ti_aarch64"):
         if task.HasField(field):
@@ -65,7 +65,7 @@ def stack_page(core: bytes) -> int | None:
 
 
 def _lazy_mappings(mm: bytes) -> list[Range]:
-    (content,) = _messages(mm)
+    (content,) = messages(mm)
     return [
         (each.start, each.end)
         for each in mm_pb2.mm_entry.FromString(content).vmas
@@ -86,7 +86,8 @@ def _split(start: int, end: int, mappings: list[Range], eager_pages: frozenset[i
         yield (low, high), lazy
 
 
-def _messages(content: bytes) -> Iterator[bytes]:
+def messages(content: bytes) -> Iterator[bytes]:
+    """The messages of an image. Raises ValueError if it is cut."""
     position = _MAGICS_BYTES
     while position < len(content):
         if position + _SIZE.size > len(content):
@@ -99,5 +100,6 @@ def _messages(content: bytes) -> Iterator[bytes]:
         position += size
 
 
-def _framed(content: bytes) -> bytes:
+def framed(content: bytes) -> bytes:
+    """A message as it stands in an image."""
     return _SIZE.pack(len(content)) + content
