@@ -178,7 +178,9 @@ async def _answered(call: Awaitable[object]) -> None:
 
 
 def fill(filler: Path) -> None:
-    """Take what is left of the file system."""
+    """Take what is left of the file system, though others take of it meanwhile."""
     with filler.open("wb", buffering=0) as file:
-        status = os.statvfs(filler)
-        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize)
+        while (status := os.statvfs(filler)).f_bavail:
+            size_bytes = os.fstat(file.fileno()).st_size + status.f_bavail * status.f_frsize
+            with contextlib.suppress(OSError):
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
