@@ -197,7 +197,6 @@ class Session:
                 self._expected = self._data_port.expect()
 
     async def _open(self) -> None:
-        self._directory.mkdir(parents=True, mode=0o700)
         self._made = tuple(path for path in self.incoming.carried if not path.exists())
         try:
             self._expected = self._data_port.expect()
@@ -209,6 +208,7 @@ class Session:
                 carried=[str(path) for path in self._made],
             )
             if self.incoming.postcopy:
+                self._directory.mkdir(parents=True, mode=0o700)
                 self._fetching = await Fetching.open(self._directory / "relay")
                 self._journal.note(relay=self._fetching.relay.process)
             await self.fire(Event.OPEN_SESSION)
@@ -429,6 +429,7 @@ class Session:
                 assert_never(act)
 
     async def _start_page_server(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # now that the journal knows of it
         if self._page_socket is None:
             assert self._expected is not None
             self._page_socket = await self._expected.take(STREAM_SECONDS)
