@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from phaul_client.preflight.model import FileKind, Process, TreeFacts
-from phaul_client.preflight.problems import Problem, error, info
+from phaul_client.preflight.problems import Problem, error, info, warning
 
 #: Kinds of which criu restores several if the root has one of its own; of the others the whole tree must share one.
 _MAY_DIFFER: Final = frozenset({"mnt", "net"})
@@ -35,7 +35,7 @@ def check_namespaces(tree: TreeFacts) -> Iterator[Problem]:
     yield from _open_namespaces(tree)
     if root.namespaces.get("time") == tree.reader_namespaces.get("time"):
         message = "CLOCK_MONOTONIC and CLOCK_BOOTTIME jump to the other node's"
-        yield info("clock-jump", str(root), message, "start it in a time namespace of its own (`phaul run`)")
+        yield warning("clock-jump", str(root), message, "start it in a time namespace of its own (`phaul run`)")
 
 
 def _nested(tree: TreeFacts, root: Process) -> Iterator[Problem]:
