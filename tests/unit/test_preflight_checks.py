@@ -138,7 +138,7 @@ def test_post_copy_needs_large_pipes_and_lazy_pages() -> None:
 
 def test_the_source_names_the_terminal_less_session() -> None:
     tree = TreeFacts(root_pid=7, processes=(replace(PROCESS, session=3, namespace_session=3),))
-    assert codes(check_source(tree, SOURCE, Wishes())) == ["session-outside", "clock-jump"]
+    assert codes(check_source(tree, SOURCE, Wishes())) == ["clock-jump", "session-outside"]
     assert choose_options(tree, Wishes()).shell_job
     assert not choose_options(tree, Wishes(shell_job=False)).shell_job
 
