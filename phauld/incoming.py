@@ -214,8 +214,9 @@ class Session:
             await self.fire(Event.OPEN_SESSION)
             if self._phase is not Phase.OPEN:  # an Abort was quicker
                 raise PhaseError(self._phase, "OPEN_SESSION")
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # now that the journal knows of it
         except BaseException:
-            await finish(self._clean_up())
+            await finish(self.fire(Event.ABORT) if self._phase is Phase.OPEN else self._clean_up())
             raise
         self.renew()
 
@@ -429,7 +430,6 @@ class Session:
                 assert_never(act)
 
     async def _start_page_server(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # now that the journal knows of it
         if self._page_socket is None:
             assert self._expected is not None
             self._page_socket = await self._expected.take(STREAM_SECONDS)
