@@ -84,6 +84,7 @@ class Workloads:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         log_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
         self._reapers: set[asyncio.Task[int]] = set()
+        self._forget_unstarted()
 
     def list(self) -> list[Workload]:
         """The newest record of every name, in the order of their making."""
@@ -226,6 +227,12 @@ class Workloads:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         return directory
+
+    def _forget_unstarted(self) -> None:
+        """Drop what an earlier phauld, killed in the middle of it, had no shim for: it would seem to start for ever."""
+        for directory in self._directory.iterdir():
+            if not (directory / "shim.json").exists():
+                shutil.rmtree(directory, ignore_errors=True)
 
     def forget_older(self, name: str, kept: Path) -> None:
         """Drop every record of a name but one."""
