@@ -87,7 +87,7 @@ async def refuse() -> None:
 async def test_a_failing_local_leaves_the_process_running(tmp_path: Path, victim: Victim, step: str) -> None:
     with both_halves(tmp_path / "image", victim.pid, **{step: refuse}) as halves:  # type: ignore[arg-type]
         with pytest.raises(Refusal):
-            await halves.migrate(20)
+            await halves.migrate(8)
         assert runs_on(victim)
         assert_paired(halves)
 
@@ -119,7 +119,7 @@ async def test_a_restore_that_fails_leaves_the_process_running(tmp_path: Path, v
 
     with both_halves(tmp_path / "image", victim.pid, before_restore=spoil) as halves:
         with pytest.raises(RestoreFailed):
-            await halves.migrate(20)
+            await halves.migrate(8)
         assert runs_on(victim)
         assert_paired(halves)
 
@@ -128,7 +128,7 @@ async def test_a_round_that_does_not_start_is_not_stopped(tmp_path: Path, victim
     with both_halves(tmp_path / "image", victim.pid) as halves:
         halves.remote.start_fails = True
         with pytest.raises(ConnectionError):
-            await halves.migrate(20)
+            await halves.migrate(8)
         assert halves.remote.calls == ["start"]
         assert runs_on(victim)
 
@@ -140,7 +140,7 @@ async def test_a_process_that_has_moved_has_moved_whatever_stop_iter_says(
         pytest.skip("here it would be a round before the last one that fails")
     with both_halves(tmp_path / "image", victim.pid) as halves:
         halves.remote.stop_fails = True
-        await halves.migrate(20)
+        await halves.migrate(8)
     victim.reaped()
     victim.restored_as(halves.local.restored_pid)
     assert runs_on(victim)
