@@ -363,7 +363,7 @@ async def cancel_at(step: str, operation: Callable[[OnNotify], Coroutine[Any, An
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def nftables() -> set[str]:

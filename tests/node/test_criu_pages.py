@@ -112,7 +112,7 @@ async def test_cancelled_while_waiting_for_the_page_server(
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20
         await server.aclose()
 
 
@@ -149,7 +149,7 @@ async def test_a_dump_into_a_connection_that_nobody_reads_can_be_ended(
             dumping.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await dumping
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 20
         assert victim.is_beating()
 
 

@@ -101,7 +101,7 @@ def test_a_loop_that_is_closed_while_closing_leaves_nothing() -> None:
 
     started = time.monotonic()
     asyncio.run(main())
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 async def test_a_missing_program_is_an_os_error() -> None:

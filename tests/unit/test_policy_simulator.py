@@ -29,7 +29,7 @@ def test_it_runs_as_a_command_and_quickly() -> None:
     command = [sys.executable, "-m", "phaul_client.simulator"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == table() + "\n"
-    assert time.monotonic() - started_at_seconds < 10  # 0.5 s alone; the machine may be busy
+    assert time.monotonic() - started_at_seconds < 60  # 0.5 s alone; the machine may be busy
 
 
 @pytest.mark.parametrize(
