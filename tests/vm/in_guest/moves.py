@@ -1,0 +1,96 @@
+"""Moves a workload between the guests, as an orchestrator would, and tells what it saw as lines of JSON.
+
+    moves.py STEPS
+
+STEPS is a JSON array; each step is one of
+    {"run": NAME, "argv": […], "on": "a"}
+    {"ask": NAME, "on": "a", "port": N, "question": TEXT}       of writer.py
+    {"move": NAME, "from": "a", "to": "b", "options": {…}}      options as in phaul.v1.Options
+    {"stop": NAME, "on": "b"}
+    {"sleep": SECONDS}
+and each is answered with one line. One process for many steps: an emulated Python takes seconds to start.
+"""
+
+import asyncio
+import json
+import socket
+import sys
+import time
+
+import grpc
+from google.protobuf import json_format
+
+from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
+
+PORT = 7707
+ANSWER_SECONDS = 120.0
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+
+
+def as_dict(message):
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+async def ask(step):
+    """A datagram is lost now and then: ask again."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.setblocking(False)
+        await loop.sock_connect(client, (socket.gethostbyname(step["on"]), step["port"]))
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while True:
+                try:
+                    client.send(step["question"].encode())
+                    async with asyncio.timeout(20 if step["question"] == "check" else 1):
+                        return json.loads(await loop.sock_recv(client, 4096))
+                except (ConnectionRefusedError, TimeoutError):
+                    await asyncio.sleep(0.2)
+
+
+async def run(channels, step):
+    spec = types_pb2.WorkloadSpec(
+        name=step["run"], argv=step["argv"], env=ENVIRONMENT, working_directory="/", own_time_namespace=True
+    )
+    stub = node_pb2_grpc.NodeStub(channels[step["on"]])
+    return as_dict((await stub.RunWorkload(node_pb2.RunWorkloadRequest(spec=spec))).workload)
+
+
+async def move(channels, step):
+    stub = migrations_pb2_grpc.MigrationsStub(channels[step["from"]])
+    options = json_format.ParseDict(step.get("options", {}), types_pb2.Options())
+    request = migrations_pb2.StartMigrationRequest(workload=step["move"], destination=step["to"], options=options)
+    started = (await stub.StartMigration(request)).migration
+    last = started
+    async for answer in stub.WatchMigration(migrations_pb2.WatchMigrationRequest(migration_id=started.migration_id)):
+        last = answer.migration
+    return as_dict(last)
+
+
+async def stop(channels, step):
+    stub = node_pb2_grpc.NodeStub(channels[step["on"]])
+    answer = as_dict((await stub.StopWorkload(node_pb2.StopWorkloadRequest(name=step["stop"]))).workload)
+    await stub.RemoveWorkload(node_pb2.RemoveWorkloadRequest(name=step["stop"]))
+    return answer
+
+
+async def take(channels, step):
+    if "ask" in step:
+        return await ask(step)
+    if "run" in step:
+        return await run(channels, step)
+    if "move" in step:
+        return await move(channels, step)
+    if "stop" in step:
+        return await stop(channels, step)
+    return await asyncio.sleep(step["sleep"])
+
+
+async def main():
+    channels = {name: grpc.aio.insecure_channel(f"{name}:{PORT}") for name in ("a", "b")}
+    for step in json.loads(sys.argv[1]):
+        started = time.monotonic()
+        answer = await take(channels, step)
+        print(json.dumps({"answer": answer, "seconds": round(time.monotonic() - started, 3)}), flush=True)
+
+
+asyncio.run(main())
