@@ -22,6 +22,7 @@ STALL_SECONDS: Final = 1.5
 LONG_SECONDS: Final = 4.0
 FULL_SECONDS: Final = 1.5
 REACH_SECONDS: Final = 15.0
+LATER_MS: Final = (2, 4, 6, 9)  #: between two boundaries: while a call is being served
 _TREES: Final[dict[str, dict[str, int]]] = {
     "one": {},
     "three": {"children": 2, "threads": 2},
@@ -46,6 +47,8 @@ class Run:
         self._faults: dict[str, Callable[[], Awaitable[Verdict | None]]] = {
             "kill-source-phauld": lambda: bench.kill_daemon("a"),
             "kill-destination-phauld": lambda: bench.kill_daemon("b"),
+            **{f"kill-source-phauld-{ms}-ms-later": self._kill_later("a", ms) for ms in LATER_MS},
+            **{f"kill-destination-phauld-{ms}-ms-later": self._kill_later("b", ms) for ms in LATER_MS},
             "kill-source-criu": lambda: self._kill_criu("a:dump"),
             "kill-destination-criu": lambda: self._kill_criu("b:restore"),
             "kill-page-server": lambda: self._kill_criu("b:page-server"),
@@ -121,6 +124,16 @@ class Run:
         if not self._point.at.startswith(key):  # else its wrapper waits for us
             await self._bench.gates.until_gone(key)
             await asyncio.sleep(0.05)
+
+    def _kill_later(self, name: str, milliseconds: int) -> Callable[[], Awaitable[None]]:
+        async def kill() -> None:
+            await asyncio.sleep(milliseconds / 1000)
+            await self._bench.kill_daemon(name)
+
+        async def happen() -> None:
+            self._later.append(asyncio.create_task(kill()))
+
+        return happen
 
     async def _kill_cli(self) -> None:
         assert self._cli is not None

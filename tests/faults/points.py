@@ -79,6 +79,14 @@ def _kills() -> Iterator[Point]:
         yield Point(fault="kill-destination-phauld", at=at, outcomes=MOVED)
 
 
+def _kills_in_between() -> Iterator[Point]:
+    for milliseconds in (2, 4, 6, 9):
+        for node in ("source", "destination"):
+            for at in ("a>b:OpenSession:request", "a>b:Commit:request"):
+                fault = f"kill-{node}-phauld-{milliseconds}-ms-later"
+                yield Point(fault=fault, at=at, outcomes=EITHER if "Commit" in at else RESUMED)
+
+
 def _criu_kills() -> Iterator[Point]:
     dump = "a:dump"
     for at in (*_at(_BEFORE, dump), "a>b:Restore:request", "a>b:Restore:reply"):
@@ -172,4 +180,13 @@ def _others() -> Iterator[Point]:
         yield Point(fault="cancel", at=at, outcomes=RESUMED)
 
 
-POINTS: Final = (*_kills(), *_criu_kills(), *_cli_kills(), *_links(), *_calls(), *_disks(), *_others())
+POINTS: Final = (
+    *_kills(),
+    *_kills_in_between(),
+    *_criu_kills(),
+    *_cli_kills(),
+    *_links(),
+    *_calls(),
+    *_disks(),
+    *_others(),
+)
