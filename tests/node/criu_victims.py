@@ -177,7 +177,7 @@ def no_leaks() -> Iterator[None]:
     while set(children()) - processes:  # orphans that we inherited as a subreaper
         for pid in set(children()) - processes:
             os.waitpid(pid, 0)
-    assert sorted(os.listdir("/proc/self/fd")) == sorted(descriptors)
+    assert not set(os.listdir("/proc/self/fd")) - set(descriptors)  # gRPC closes some of its own later than a test ends
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
