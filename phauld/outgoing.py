@@ -64,7 +64,7 @@ WITH_ROUNDS: Final = (Mode.PRE_COPY, Mode.HYBRID)
 UNWIND_SECONDS: Final = 10.0
 RATE_SAMPLES: Final = 5
 #: An end of the task in these is not the end of the migration: a restarted phauld goes on from its journal.
-_LEFT_TO_THE_NEXT: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING})
+_LEFT_TO_THE_NEXT: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED, Phase.ROLLING_BACK})
 _ROUNDS: Final = (Phase.PREFLIGHT, Phase.OPENING, Phase.ITERATING)
 
 
@@ -248,7 +248,11 @@ class Outgoing:
         try:
             await work
         except (Exception, asyncio.CancelledError) as exc:
-            self._ended_badly(exc)
+            if self._coordinator is None or self._coordinator.phase is not Phase.DONE:
+                self._ended_badly(exc)
+            elif self.record.phase != types_pb2.MIGRATION_PHASE_DONE:
+                logger.warning("moved, but then migration_id=%s error=%r", self.migration_id, exc)
+                self._moved(self._coordinator.destination_pid)
         finally:
             await finish(self._finish())
 
@@ -338,6 +342,8 @@ class Outgoing:
         self._announce()
 
     async def _recover(self, entry: OutgoingEntry) -> None:
+        self.record.ClearField("finished_at")  # of a report that an earlier phauld wrote too early
+        self.record.ClearField("error")
         await undo_leftover(self._target.pid)
         self._has_opened = True
         if "relay" not in entry.detail:  # else criu may still serve pages
@@ -511,7 +517,8 @@ class Outgoing:
 
     def _ended_badly(self, error: BaseException) -> None:
         shown: BaseException = error
-        if self._coordinator is not None and self._coordinator.phase is Phase.FILLING:
+        if self._coordinator is not None and self._coordinator.phase in _LEFT_TO_THE_NEXT - commit.IN_DOUBT:
+            logger.warning("left to a recovery migration_id=%s error=%r", self.migration_id, error)
             return
         if self._coordinator is not None and self._coordinator.phase in commit.IN_DOUBT:
             phase, shown = types_pb2.MIGRATION_PHASE_HELD, OutcomeUnknown(self.migration_id)
