@@ -89,8 +89,6 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
     async def OpenSession(
         self, request: remote_pb2.OpenSessionRequest, context: Context
     ) -> remote_pb2.OpenSessionResponse:
-        if not _ID.fullmatch(request.migration_id):
-            raise InvalidRequest(f"{request.migration_id!r} is not a migration id")
         if request.destination_node_id not in ("", self._node.node_id):
             raise PhaulError(f"this is node {self._node.name}, not the one that was asked for", reason="NODE_MISMATCH")
         known = await self._find(request.migration_id)
@@ -254,6 +252,9 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         return found
 
     async def _find(self, migration_id: str) -> Session | None:
+        """Raises `InvalidRequest` for what is no id: it becomes part of a path."""
+        if not _ID.fullmatch(migration_id):
+            raise InvalidRequest(f"{migration_id!r} is not a migration id")
         if migration_id not in self._sessions:
             entry = await self._journal.get_incoming(migration_id)
             if entry is None:
