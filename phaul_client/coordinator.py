@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -81,6 +82,7 @@ class Coordinator:
         self._resolution: asyncio.Future[Event] | None = None
         self._abort: asyncio.Task[None] | None = None
         self._tree: Tree | None = None
+        self._may_be_committed = False  # COMMITTED may be in the journal, whatever its write ended as
         self._cause: BaseException | None = None  # of a roll-back
         self.destination_pid = 0
         self.steps: list[Step] = []
@@ -120,8 +122,10 @@ class Coordinator:
         """Whether the phase is to be entered. Raises `OSError` if it is not in the journal and must be.
 
         In doubt the answer is lost with the write: the destination is asked again. A roll-back before the commit and a
-        final phase wait for no disk: whoever finds the phase before it in the journal comes to the same end.
+        final phase wait for no disk: whoever finds the phase before it in the journal comes to the same end. But if
+        that may be COMMITTED, it comes to the same end only once the destination has aborted.
         """
+        self._may_be_committed |= phase is Phase.COMMITTED
         try:
             await self._journal.record(phase)
         except OSError as exc:
@@ -131,7 +135,25 @@ class Coordinator:
                 return False
             if phase not in (Phase.ROLLING_BACK, *commit.FINAL):
                 raise
+            if phase is Phase.ROLLING_BACK and self._may_be_committed:
+                await self._write_down_or_abort(phase)
         return True
+
+    async def _write_down_or_abort(self, phase: Phase) -> None:
+        """Until the phase is in the journal, or the destination's says that its copy never runs."""
+        while not await self._has_aborted():
+            await asyncio.sleep(self._patience)
+            self._patience = min(2 * self._patience, LAST_PATIENCE_SECONDS)
+            with contextlib.suppress(OSError):
+                await self._journal.record(phase)
+                return
+
+    async def _has_aborted(self) -> bool:
+        await self._abort_destination()
+        try:
+            return (await self._remote.get_session()).phase == types_pb2.SESSION_PHASE_ABORTED
+        except PeerError:
+            return False
 
     async def perform(self, act: Do) -> Event | None:
         """Do it; the event that it ends in, if it has ended."""
@@ -258,3 +280,12 @@ class Recovery(Coordinator):
         with self._tree:
             await self.fire(Event.RESTARTED)
         return self._phase
+
+    async def _send_commit(self) -> Event:
+        """Unless a task here runs: it has run past its images then, and there is only one end without a second copy."""
+        assert self._tree is not None
+        if await self._tree.is_still():
+            return await super()._send_commit()
+        logger.error("not committed, for the tree runs here migration_id=%s", self._migration_id)
+        await self._abort_destination()
+        return Event.NO_ANSWER

@@ -7,13 +7,17 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 KILL_TIMEOUT_SECONDS: Final = 10.0
+SETTLE_SECONDS: Final = 1.0  #: a pending SIGSTOP takes effect at once, but for a task in the middle of a page fault
+SETTLE_POLL_SECONDS: Final = 0.01
 _STOPPED: Final = ("T", "X", "Z")
+_STILL: Final = (*_STOPPED, "t")  # the last one: held by a tracer
 _START_TIME: Final = 19  # in /proc/PID/stat, counted behind the name in parentheses
 
 
@@ -79,6 +83,15 @@ class Tree:
         return all(
             _status_field(pid, "TracerPid") != "0" or _status_field(pid, "State")[:1] == "Z" for pid in self._pidfds
         )
+
+    async def is_still(self) -> bool:
+        """Whether every process is stopped, held by a tracer, or dead; one that is about to be is given a moment."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while not all(_is_still(pid) for pid in self._pidfds):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(SETTLE_POLL_SECONDS)
+        return True
 
     async def kill(self) -> None:
         """SIGKILL what is left, and wait until nothing of it can run. Raises `TimeoutError`."""
@@ -148,6 +161,10 @@ def descendants(root: int) -> Iterator[int]:
             for task in Path(f"/proc/{pid}/task").iterdir():
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                     pending += [int(child) for child in (task / "children").read_text().split()]
+
+
+def _is_still(pid: int) -> bool:
+    return _status_field(pid, "State")[:1] in (*_STILL, "0")  # "0": there is no such process any more
 
 
 def _status_field(pid: int, name: str) -> str:

@@ -23,6 +23,7 @@ from phaul_client.config import Config
 from phaul_client.coordinator import Doubt
 from phaul_client.errors import MigrationCancelled, PhaulError, RolledBack
 from phaul_client.local import CriuLocal, Settings
+from phaul_client.tree import Tree as ProcessTree
 from phaul_criu.requests import DumpOptions
 from phauld.session import Phase as SessionPhase
 from tests.fakes.criu import IMAGES, FakeCriu
@@ -561,6 +562,55 @@ async def test_a_journal_that_cannot_be_written_before_the_commit(move: Move, ph
     assert move.tree.runs
     assert "commit" not in move.remote.calls
     assert "abort" in move.remote.calls
+
+
+@pytest.mark.parametrize("found", ["failed", "cancelled"])
+async def test_a_tree_that_may_be_committed_waits_for_its_roll_back_to_be_written_down(move: Move, found: str) -> None:
+    """A restarted phauld that finds COMMITTED would commit: so no SIGCONT while the destination may still say yes."""
+
+    def meanwhile(phase: Phase) -> None:
+        if phase is Phase.COMMITTED and found == "cancelled":
+            assert move.local.cancel()
+
+    move.journal.meanwhile = meanwhile
+    move.journal.fails_at = Phase.COMMITTED if found == "failed" else Phase.ROLLING_BACK
+    move.script(abort=[Act(before=unavailable())], get_session=[Act(before=unavailable())])
+    task = move.start()
+    await move.until(lambda: move.journal.failures > 3)
+    assert move.tree.is_stopped
+    move.journal.fails_at, move.journal.is_full = None, False
+    with pytest.raises(PhaulError):
+        await task
+    assert move.tree.runs
+    assert move.journal.phases[-2:] == [Phase.ROLLING_BACK, Phase.ROLLED_BACK]
+
+
+async def test_a_recovery_does_not_commit_a_tree_that_runs(move: Move) -> None:
+    move.remote.phase = SessionPhase.PREPARED
+    recovery = coordinator.Recovery(
+        "move",
+        move.remote,
+        move.journal,
+        phase=Phase.COMMITTED,
+        tree=ProcessTree.below(move.tree.root),
+        doubt=Doubt(),
+    )
+    async with asyncio.timeout(10):
+        assert await recovery.run() is Phase.ROLLED_BACK
+    assert "commit" not in move.remote.calls
+    assert not move.remote.ever_ran
+    assert move.tree.runs
+
+
+async def test_a_recovery_commits_a_tree_that_is_stopped(move: Move) -> None:
+    move.remote.phase = SessionPhase.PREPARED
+    held = ProcessTree.below(move.tree.root)
+    held.stop(frozenset())
+    recovery = coordinator.Recovery("move", move.remote, move.journal, phase=Phase.COMMITTED, tree=held, doubt=Doubt())
+    async with asyncio.timeout(10):
+        assert await recovery.run() is Phase.DONE
+    assert move.remote.ever_ran
+    assert move.tree.is_gone
 
 
 async def test_a_journal_that_cannot_be_written_after_the_commit_keeps_the_tree_stopped(move: Move) -> None:
