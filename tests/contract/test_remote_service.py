@@ -145,6 +145,21 @@ async def test_a_session_is_opened_connected_and_aborted_and_nothing_is_left(the
         assert there.service.active == 0
 
 
+@pytest.mark.parametrize("migration_id", ["", "a" * 65, "../victim", "a/../../victim", "a b"])
+async def test_no_call_takes_what_is_no_id(there: Destination, migration_id: str) -> None:
+    """It becomes part of a path that is removed with all that is below it."""
+    calls = (
+        there.stub.Abort(remote_pb2.AbortRequest(migration_id=migration_id)),
+        there.stub.GetSession(remote_pb2.GetSessionRequest(migration_id=migration_id)),
+        there.stub.RenewLease(remote_pb2.RenewLeaseRequest(migration_id=migration_id)),
+    )
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert await there.journal.get_incoming(migration_id) is None
+
+
 async def test_no_process_and_no_descriptor_is_left(tmp_path: Path) -> None:
     with no_leaks():
         async with destination(tmp_path / "node-b") as there, there.remote() as remote:
