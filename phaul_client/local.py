@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase
@@ -35,6 +35,8 @@ from phaul_criu.stats import DumpStats
 from phaul_criu.swrk import Notification
 
 logger = logging.getLogger(__name__)
+
+LAST_DUMP: Final = "last"  #: the directory of its images, in that of the migration
 
 
 class Local(Protocol):
@@ -66,6 +68,17 @@ class Settings:
     carried: tuple[Path, ...] = ()  #: files that travel with the tree, such as its log
     freeze_budget_seconds: float = 60.0  #: a tree that stands still for longer is let run on
     doubt: Doubt = field(default_factory=Doubt)
+
+
+def unlock_network(directory: Path) -> None:
+    """Remove the network lock of the last dump, whose images lie there, if it made one and it still holds."""
+    try:
+        with open_directory(directory) as descriptor:
+            remove_network_lock(descriptor)
+    except FileNotFoundError:
+        pass  # the dump did not come that far
+    except (OSError, ValueError) as exc:  # the tree is where it should be all the same
+        logger.warning("network lock not removed directory=%s error=%s", directory, exc)
 
 
 class CriuLocal(Coordinator):
@@ -127,7 +140,7 @@ class CriuLocal(Coordinator):
         """See `Local`. Raises `RolledBack` or `MigrationCancelled` (the tree runs on here)."""
         self._config = config
         self._task = asyncio.current_task()
-        self._directory = config.wdir / "last"
+        self._directory = config.wdir / LAST_DUMP
         self._directory.mkdir(mode=0o700)
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -269,11 +282,7 @@ class CriuLocal(Coordinator):
 
     async def _finish_kill(self) -> None:
         await self._kill_tree()
-        try:
-            with open_directory(self._directory) as descriptor:
-                remove_network_lock(descriptor)
-        except (OSError, ValueError) as exc:  # it moved all the same
-            logger.warning("network lock not removed migration_id=%s error=%s", self._migration_id, exc)
+        unlock_network(self._directory)
         await self.fire(Event.TREE_KILLED)
 
     async def unwind(self, error: BaseException) -> None:

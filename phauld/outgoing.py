@@ -37,7 +37,7 @@ from phaul_client.errors import (
     PreflightRefused,
     RolledBack,
 )
-from phaul_client.local import CriuLocal, Settings
+from phaul_client.local import LAST_DUMP, CriuLocal, Settings, unlock_network
 from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, RestoreMode, Wish, choose
 from phaul_client.policy import DowntimePolicy, Forecast, Policy, PostCopyPolicy, StopCopyPolicy, Switchable
 from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress, RelayGone
@@ -271,6 +271,8 @@ class Outgoing:
     async def _clean_up(self) -> None:
         if self._relay is not None:
             await self._relay.wait()  # it ends with its criu
+        # For a tree that criu did not let go, or whose phauld was killed; the images alone know the lock's name.
+        await asyncio.to_thread(unlock_network, self._directory / LAST_DUMP)
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     async def _migrate(self) -> None:
