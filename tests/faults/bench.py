@@ -27,7 +27,7 @@ from tests.nodes import PROGRAMS, Nodes, Process, two_nodes
 START_SECONDS: Final = 20.0
 SETTLE_SECONDS: Final = 40.0
 CLEAN_SECONDS: Final = 8.0
-LEASE_SECONDS: Final = 2.0
+LEASE_SECONDS: Final = 3.0
 RESTARTS: Final = 20
 BEAT_SECONDS: Final = 3.0
 POLL_SECONDS: Final = 0.02

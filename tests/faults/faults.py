@@ -18,7 +18,7 @@ from tests.faults.points import Point
 from tests.nodes import Process
 
 CUT_SECONDS: Final = 1.0
-STALL_SECONDS: Final = 1.5
+STALL_SECONDS: Final = 1.0
 LONG_SECONDS: Final = 4.0
 FULL_SECONDS: Final = 1.5
 REACH_SECONDS: Final = 15.0
@@ -59,7 +59,7 @@ class Run:
             "lose": self._lose,
             "lose-all": self._lose,
             "repeat": self._repeat,
-            "wait-3-seconds": lambda: asyncio.sleep(3),
+            "wait-5-seconds": lambda: asyncio.sleep(5),
             "cancel": self._cancel,
             "destination-images-full": lambda: self._fill("b", IMAGES_DIR, MEMORY_DIR),
             "source-images-full": lambda: self._fill("a", IMAGES_DIR, MEMORY_DIR),
