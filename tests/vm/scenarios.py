@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.vm.channel import GuestDied
 from tests.vm.guest import Guest
 from tests.vm.lab import Lab
 
@@ -38,8 +39,12 @@ async def _runs(guest: Guest, words: str) -> bool:
 
 
 async def take(lab: Lab, steps: Sequence[Mapping[str, Any]], timeout_seconds: float = STEPS_SECONDS) -> list[Answer]:
-    """Take the steps in guest `a`; the answer to each. Raises CommandFailed, TimeoutError."""
-    done = await lab.a.run(["python3", IN_GUEST / "moves.py", json.dumps(steps)], timeout_seconds=timeout_seconds)
+    """Take the steps in guest `a`; the answer to each. Raises CommandFailed, TimeoutError, GuestDied."""
+    command = ["python3", IN_GUEST / "moves.py", json.dumps(steps)]
+    try:
+        done = await lab.a.run(command, timeout_seconds=timeout_seconds)
+    except GuestDied as exc:
+        raise GuestDied(f"{exc}: {lab.a.console[-3000:]}") from exc
     return [json.loads(line)["answer"] for line in done.stdout.splitlines()]
 
 

@@ -18,8 +18,8 @@ import zlib
 MIB = 1 << 20
 PAGE_BYTES = 4096
 BEAT_SECONDS = 0.005
-#: Pages written between two beats, at most: after a pause it must not catch up for long.
-BURST_PAGES = 2048
+#: What a pause has left unwritten is not made up for: at most so many beats' worth is written at once.
+BURST_BEATS = 2
 NO_GAPS = (0.0, 0.0, 0.0)
 
 
@@ -85,7 +85,7 @@ def main():
         passed = tuple(new - old for new, old in zip(now, before, strict=True))
         gaps, before, beats = tuple(map(max, gaps, passed)), now, beats + 1
         back += passed[1] < 0 or passed[2] < 0
-        due = min(due + max(0.0, passed[1]) * arguments.rate / PAGE_BYTES, BURST_PAGES)
+        due += min(max(0.0, passed[1]), BURST_BEATS * BEAT_SECONDS) * arguments.rate / PAGE_BYTES
         memory.write(int(due))
         due -= int(due)
         if poll.poll(BEAT_SECONDS * 1000):
