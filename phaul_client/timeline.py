@@ -37,15 +37,14 @@ def steps_since(arrival: float, marks: Iterable[tuple[str, float]], node: str) -
 
 
 def aligned(steps: Iterable[types_pb2.TimelineStep], sent: float, received: float) -> list[Step]:
-    """The destination's steps of a call that went out at `sent` and whose answer came at `received`."""
-    known = list(steps)
-    if not known:
-        return []
-    busy = max(_seconds(step.end) for step in known)
-    arrival = sent + max(0.0, received - sent - busy) / 2
-    return [
-        Step(step.name, arrival + _seconds(step.start), arrival + _seconds(step.end), step.node_name) for step in known
-    ]
+    """The destination's steps of a call that went out at `sent` and whose answer came at `received`.
+
+    Whatever a destination says, no step of the call lies outside of it: a clock that jumped must not end a migration.
+    """
+    longest = max(0.0, received - sent)
+    known = [(step, _within(step.start, longest), _within(step.end, longest)) for step in steps]
+    arrival = sent + (longest - max((max(start, end) for _, start, end in known), default=0.0)) / 2
+    return [Step(step.name, arrival + start, arrival + end, step.node_name) for step, start, end in known]
 
 
 def messages(steps: Iterable[Step], origin: float, names: Mapping[str, str]) -> list[types_pb2.TimelineStep]:
@@ -67,5 +66,5 @@ def _duration(seconds: float) -> duration_pb2.Duration:
     return message
 
 
-def _seconds(message: duration_pb2.Duration) -> float:
-    return message.ToMicroseconds() / 1e6
+def _within(message: duration_pb2.Duration, longest: float) -> float:
+    return min(max(0.0, message.seconds + message.nanos / 1e9), longest)

@@ -157,6 +157,10 @@ class OutgoingRecord(_Record[commit.Phase]):
 
     _record_sql = _RECORD_OUTGOING
 
+    async def entry(self) -> OutgoingEntry | None:
+        """What is on record; `None` if nothing ever was. Raises `OSError`."""
+        return await self._journal.get_outgoing(self._migration_id)
+
     async def report(self, report: Mapping[str, object]) -> None:
         """Write how it ended, as JSON, in a write of its own.
 

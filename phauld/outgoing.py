@@ -62,8 +62,9 @@ logger = logging.getLogger(__name__)
 PROGRESS_SECONDS: Final = 0.2
 WITH_ROUNDS: Final = (Mode.PRE_COPY, Mode.HYBRID)
 UNWIND_SECONDS: Final = 10.0
+AGAIN_SECONDS: Final = 1.0
 RATE_SAMPLES: Final = 5
-#: An end of the task in these is not the end of the migration: a restarted phauld goes on from its journal.
+#: An end of an attempt in these is not the end of the migration: a recovery goes on from the journal.
 _LEFT_TO_THE_NEXT: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED, Phase.ROLLING_BACK})
 _ROUNDS: Final = (Phase.PREFLIGHT, Phase.OPENING, Phase.ITERATING)
 
@@ -109,6 +110,8 @@ class Outgoing:
         self._remote: GrpcRemote | None = None
         self._client: Client | None = None
         self._policy: Switchable | None = None
+        self._is_stopping = False
+        self._is_left = False  # its end is a recovery's: soon, or when phauld is started again
         self._has_opened = False  # from then on it is rolled back, not refused
         self._journal = journal
         self._costs = costs
@@ -136,11 +139,11 @@ class Outgoing:
 
     def start(self) -> None:
         """Move the process."""
-        self._task = asyncio.create_task(self._run(self._migrate()), name=f"migration-{self.migration_id}")
+        self._task = asyncio.create_task(self._see_through(self._migrate()), name=f"migration-{self.migration_id}")
 
     def resume(self, entry: OutgoingEntry) -> None:
         """Bring to its end what an earlier phauld left in the journal."""
-        self._task = asyncio.create_task(self._run(self._recover(entry)), name=f"recovery-{self.migration_id}")
+        self._task = asyncio.create_task(self._see_through(self._recover(entry)), name=f"recovery-{self.migration_id}")
 
     async def check(self) -> None:
         """Only the preflight; the record then has what it found. Raises `PeerError`."""
@@ -234,17 +237,32 @@ class Outgoing:
         remote.limit(self._options.bandwidth_limit_bytes_per_second)
 
     def resolve(self, event: Event) -> bool:
-        """An operator's answer to a doubt; `False` when there is none."""
-        return self._coordinator is not None and self._coordinator.resolve(event)
+        """An operator's answer to a doubt; `False` when there is none, or nobody to hear it (for a moment)."""
+        return not self._is_left and self._coordinator is not None and self._coordinator.resolve(event)
 
     async def stop(self) -> None:
         """phauld stops: cancel what can be cancelled; what is in doubt stays so, in the journal."""
+        self._is_stopping = True
         if self._task is not None and not self._task.done():
             if not self.cancel():
                 self._task.cancel()
             await asyncio.wait([self._task])
 
+    async def _see_through(self, work: Coroutine[None, None, None]) -> None:
+        """To the end, unless phauld stops: what failed in doubt goes on from the journal, as after a restart."""
+        await self._run(work)
+        while self._is_left and not self._is_stopping:
+            await asyncio.sleep(AGAIN_SECONDS)
+            try:
+                entry = await self._journal.entry()
+            except OSError as exc:
+                logger.error("journal not read migration_id=%s error=%s", self.migration_id, exc)
+                continue
+            assert entry is not None  # it was in doubt, so it is on record
+            await self._run(self._recover(entry))
+
     async def _run(self, work: Coroutine[None, None, None]) -> None:
+        self._is_left = False
         try:
             await work
         except (Exception, asyncio.CancelledError) as exc:
@@ -258,7 +276,8 @@ class Outgoing:
 
     async def _finish(self) -> None:
         phase = self._coordinator.phase if self._coordinator is not None else Phase.PREFLIGHT
-        if phase in _LEFT_TO_THE_NEXT:  # phauld stops, or its journal failed
+        if phase in _LEFT_TO_THE_NEXT:
+            self._is_left = True
             return
         self.record.finished_at.CopyFrom(convert.timestamp(time.time()))
         self.record.total.CopyFrom(convert.duration(time.monotonic() - self._started))
@@ -297,7 +316,7 @@ class Outgoing:
 
     def _make_local(self, remote: GrpcRemote, deadline: asyncio.Timeout, choice: Choice) -> CriuLocal:
         def on_phase(phase: Phase) -> None:
-            if phase is Phase.COMMITTED:
+            if phase is Phase.COMMITTED and not deadline.expired():  # else it is left in doubt, to a recovery
                 deadline.reschedule(None)
             self._on_phase(phase)
 

@@ -1,4 +1,4 @@
-"""The network lock of a dump that nobody undid goes with its images: a real nftables table, in a namespace of its own."""
+"""The network lock of a dump that nobody undid goes with its images: a real nftables table, in its own namespace."""
 
 from __future__ import annotations
 
