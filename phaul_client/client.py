@@ -99,6 +99,8 @@ class Client:
             verdict = policy.decide(history, self.limits)
             self._on_round(RoundEnded(stats, verdict))
         logger.info("last round after=%d verdict=%s", len(history), type(verdict).__name__)
+        if self._throttle is not None:
+            await self._throttle(0)
         if isinstance(verdict, SwitchToPostcopy):
             if not isinstance(self._local, ServesPages):
                 raise TypeError(f"{type(self._local).__name__} cannot do post-copy, which the policy wants")
@@ -117,8 +119,6 @@ class Client:
         moved = False
         try:
             async with self._iteration():
-                if self._throttle is not None:
-                    await self._throttle(0)
                 await self._local.dump_copy_restore(self._criu, self._config, self._chain.last)
                 moved = True
         except Exception as exc:

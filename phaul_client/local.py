@@ -200,7 +200,10 @@ class CriuLocal(Coordinator):
                     raise self._cause or RuntimeError("rolled back without a cause")
 
     def _start_watchdog(self) -> None:
-        """From now on the tree stands still."""
+        """From now on the tree stands still. Until now it ran, and the wait for criu's turn may have been long."""
+        assert self._config is not None
+        self._stopped_before = stopped_pids(self._config.pid)
+        self._journal.note(stopped_before=sorted(self._stopped_before))
         budget_seconds = self._settings.freeze_budget_seconds
         self._watchdog = asyncio.get_running_loop().call_later(budget_seconds, self.cancel, Event.DEADLINE_PASSED)
 

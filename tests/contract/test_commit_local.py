@@ -18,11 +18,13 @@ import pytest
 
 from phaul.v1 import types_pb2
 from phaul_client import coordinator, pieces
+from phaul_client.client import Client
 from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
 from phaul_client.coordinator import Doubt
 from phaul_client.errors import MigrationCancelled, PhaulError, RolledBack
 from phaul_client.local import CriuLocal, Settings
+from phaul_client.policy import PostCopyPolicy
 from phaul_client.tree import Tree as ProcessTree
 from phaul_criu.requests import DumpOptions
 from phauld.session import Phase as SessionPhase
@@ -628,12 +630,39 @@ async def test_a_journal_that_cannot_be_written_after_the_commit_keeps_the_tree_
     move.assert_moved()
 
 
+async def test_the_tree_is_held_back_no_more_when_its_memory_follows_it(move: Move) -> None:
+    """Post-copy has no round of its own for the last dump, but the throttle ends before it all the same."""
+    told: list[object] = []
+
+    async def throttle(percent: int) -> None:
+        told.append(percent)
+
+    class Serves(CriuLocal):
+        async def dump_copy_serve(self, criu: object, config: Config, last: Path | None) -> None:
+            told.append("serve")
+
+    local = move.make()
+    local.__class__ = Serves
+    config = Config(move.tree.root, move.remote.page_socket.fileno(), move.directory)
+    await Client(local, move.remote, config, criu=move.criu, policy=PostCopyPolicy(), throttle=throttle).migrate()
+    assert told == [0, "serve"]
+
+
 # What was stopped, or dead, before
 
 
-async def test_a_task_that_was_stopped_before_stays_so(move: Move) -> None:
-    os.kill(move.tree.worker, signal.SIGSTOP)
-    await move.until(lambda: state(move.tree.worker) == "T")
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_task_that_was_stopped_before_stays_so(move: Move, late: bool) -> None:
+    """`late`: while the dump waits for its turn."""
+
+    async def stop() -> None:
+        os.kill(move.tree.worker, signal.SIGSTOP)
+        await move.until(lambda: state(move.tree.worker) == "T")
+
+    if late:
+        move.criu.before_dump = stop
+    else:
+        await stop()
     move.doubt = Doubt(seconds=0.1, event=Event.RESOLVED_RESUME)
     move.script(**{name: [Act(before=unavailable())] for name in ("commit", "get_session")})
     with pytest.raises(RolledBack):

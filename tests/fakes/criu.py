@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,6 +73,7 @@ class FakeCriu(Criu):
     """`fails_at` is "start" (before it has touched the tree) or "end" (after `post-dump` was answered well)."""
 
     fails_at: str = ""
+    before_dump: Callable[[], Awaitable[None]] | None = None  # between the request and the freeze
     notified: list[str] = field(default_factory=list)
     swrk: FakeSwrk | None = None
 
@@ -104,8 +105,10 @@ class FakeCriu(Criu):
         try:
             if self.fails_at == "start":
                 raise DumpFailed("dump", "failed", cause="a thing that cannot be dumped")
+            if self.before_dump is not None:
+                await self.before_dump()
+            await self._notify("pre-dump", on_notify)  # the tree still runs, as with criu
             await swrk.tell(f"seize {options.pid}")
-            await self._notify("pre-dump", on_notify)
             await self._notify("query-ext-files", on_notify)
             _write_images(Path(f"/proc/self/fd/{options.images_dir_fd}"))
             await self._notify("post-dump", on_notify)
