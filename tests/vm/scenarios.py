@@ -40,7 +40,7 @@ async def _runs(guest: Guest, words: str) -> bool:
 
 async def take(lab: Lab, steps: Sequence[Mapping[str, Any]], timeout_seconds: float = STEPS_SECONDS) -> list[Answer]:
     """Take the steps in guest `a`; the answer to each. Raises CommandFailed, TimeoutError, GuestDied."""
-    command = ["python3", IN_GUEST / "moves.py", json.dumps(steps)]
+    command: list[str | Path] = ["python3", IN_GUEST / "moves.py", json.dumps(steps)]
     try:
         done = await lab.a.run(command, timeout_seconds=timeout_seconds)
     except GuestDied as exc:

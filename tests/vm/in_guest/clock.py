@@ -13,7 +13,7 @@ import time
 QUESTIONS = 40
 
 
-def serve(port):
+def serve(port: int) -> None:
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("", port))
     while True:
@@ -23,7 +23,7 @@ def serve(port):
         server.sendto(str(time.time_ns()).encode(), asker)
 
 
-def ask(client, address, question):
+def ask(client: socket.socket, address: tuple[str, int], question: bytes) -> tuple[int, int]:
     """(round trip, offset of the other clock), in nanoseconds."""
     sent = time.time_ns()
     client.sendto(question, address)
@@ -32,7 +32,7 @@ def ask(client, address, question):
     return back - sent, there - (sent + back) // 2
 
 
-def follow(host, port):
+def follow(host: str, port: int) -> None:
     client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     client.settimeout(5)
     address = (socket.gethostbyname(host), port)

@@ -11,27 +11,35 @@ STEPS is a JSON array; each step is one of
 and each is answered with one line. One process for many steps: an emulated Python takes seconds to start.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 import socket
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf import json_format
+from google.protobuf.message import Message
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
+
+Answer: TypeAlias = dict[str, Any]
+Channels: TypeAlias = Mapping[str, grpc.aio.Channel]
 
 PORT = 7707
 ANSWER_SECONDS = 120.0
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 
 
-def as_dict(message):
+def as_dict(message: Message) -> Answer:
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
 
-async def ask(step):
+async def ask(step: Answer) -> Answer:
     """A datagram is lost now and then: ask again."""
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
@@ -42,21 +50,22 @@ async def ask(step):
                 try:
                     client.send(step["question"].encode())
                     async with asyncio.timeout(20 if step["question"] == "check" else 1):
-                        return json.loads(await loop.sock_recv(client, 4096))
+                        answer: Answer = json.loads(await loop.sock_recv(client, 4096))
+                        return answer
                 except (ConnectionRefusedError, TimeoutError):
                     await asyncio.sleep(0.2)
 
 
-async def run(channels, step):
+async def run(channels: Channels, step: Answer) -> Answer:
     spec = types_pb2.WorkloadSpec(
         name=step["run"], argv=step["argv"], env=ENVIRONMENT, working_directory="/", own_time_namespace=True
     )
-    stub = node_pb2_grpc.NodeStub(channels[step["on"]])
+    stub: node_pb2_grpc.NodeAsyncStub = node_pb2_grpc.NodeStub(channels[step["on"]])
     return as_dict((await stub.RunWorkload(node_pb2.RunWorkloadRequest(spec=spec))).workload)
 
 
-async def move(channels, step):
-    stub = migrations_pb2_grpc.MigrationsStub(channels[step["from"]])
+async def move(channels: Channels, step: Answer) -> Answer:
+    stub: migrations_pb2_grpc.MigrationsAsyncStub = migrations_pb2_grpc.MigrationsStub(channels[step["from"]])
     options = json_format.ParseDict(step.get("options", {}), types_pb2.Options())
     request = migrations_pb2.StartMigrationRequest(workload=step["move"], destination=step["to"], options=options)
     started = (await stub.StartMigration(request)).migration
@@ -66,14 +75,14 @@ async def move(channels, step):
     return as_dict(last)
 
 
-async def stop(channels, step):
-    stub = node_pb2_grpc.NodeStub(channels[step["on"]])
+async def stop(channels: Channels, step: Answer) -> Answer:
+    stub: node_pb2_grpc.NodeAsyncStub = node_pb2_grpc.NodeStub(channels[step["on"]])
     answer = as_dict((await stub.StopWorkload(node_pb2.StopWorkloadRequest(name=step["stop"]))).workload)
     await stub.RemoveWorkload(node_pb2.RemoveWorkloadRequest(name=step["stop"]))
     return answer
 
 
-async def take(channels, step):
+async def take(channels: Channels, step: Answer) -> Answer | None:
     if "ask" in step:
         return await ask(step)
     if "run" in step:
@@ -82,10 +91,11 @@ async def take(channels, step):
         return await move(channels, step)
     if "stop" in step:
         return await stop(channels, step)
-    return await asyncio.sleep(step["sleep"])
+    await asyncio.sleep(step["sleep"])
+    return None
 
 
-async def main():
+async def main() -> None:
     channels = {name: grpc.aio.insecure_channel(f"{name}:{PORT}") for name in ("a", "b")}
     for step in json.loads(sys.argv[1]):
         started = time.monotonic()

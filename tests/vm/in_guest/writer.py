@@ -26,7 +26,7 @@ NO_GAPS = (0.0, 0.0, 0.0)
 class Memory:
     """`mib` of noise in which no two pages are alike; the first byte of a page counts how often it was written."""
 
-    def __init__(self, mib, hot_mib):
+    def __init__(self, mib: int, hot_mib: int) -> None:
         self.pages, self.hot_pages = mib * MIB // PAGE_BYTES, hot_mib * MIB // PAGE_BYTES
         self.written_pages = 0
         self.all = memoryview(mmap.mmap(-1, max(self.pages, 1) * PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
@@ -39,7 +39,7 @@ class Memory:
         self.all[0::PAGE_BYTES] = bytes(max(self.pages, 1))
         self.checksum = zlib.crc32(self.all)
 
-    def write(self, pages):
+    def write(self, pages: int) -> None:
         """Write to the next so many of the hot pages, which come first, in turn."""
         while pages > 0:
             turn, first = divmod(self.written_pages, self.hot_pages)
@@ -50,7 +50,7 @@ class Memory:
             self.written_pages += number
             pages -= number
 
-    def is_intact(self):
+    def is_intact(self) -> bool:
         turn, first = divmod(self.written_pages, self.hot_pages) if self.hot_pages else (0, 0)
         counts = bytes([(turn + 1) % 256]) * first + bytes([turn % 256]) * (self.hot_pages - first)
         counts += bytes(max(self.pages, 1) - self.hot_pages)
@@ -62,12 +62,12 @@ class Memory:
         return checksum == self.checksum
 
 
-def clocks():
+def clocks() -> tuple[float, float, float]:
     """The clock of the day, and those that must not jump."""
     return time.time(), time.clock_gettime(time.CLOCK_MONOTONIC), time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("--mib", type=int, default=0)
@@ -83,14 +83,15 @@ def main():
     while True:
         now = clocks()
         passed = tuple(new - old for new, old in zip(now, before, strict=True))
-        gaps, before, beats = tuple(map(max, gaps, passed)), now, beats + 1
+        gaps = (max(gaps[0], passed[0]), max(gaps[1], passed[1]), max(gaps[2], passed[2]))
+        before, beats = now, beats + 1
         back += passed[1] < 0 or passed[2] < 0
         due += min(max(0.0, passed[1]), BURST_BEATS * BEAT_SECONDS) * arguments.rate / PAGE_BYTES
         memory.write(int(due))
         due -= int(due)
         if poll.poll(BEAT_SECONDS * 1000):
             question, asker = questions.recvfrom(64)
-            answer = {"beats": beats, "written_pages": memory.written_pages, "went_back": back}
+            answer: dict[str, float] = {"beats": beats, "written_pages": memory.written_pages, "went_back": back}
             answer.update(gap_ms=gaps[0] * 1000, monotonic_ms=gaps[1] * 1000, boottime_ms=gaps[2] * 1000)
             if question == b"check":
                 answer["intact"] = memory.is_intact()
