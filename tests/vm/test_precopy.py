@@ -259,7 +259,7 @@ async def test_clocks_do_not_jump_between_guests_with_different_uptimes(lab: Lab
 
 async def test_a_process_without_a_time_namespace_is_warned_of(lab: Lab) -> None:
     await ready(lab)
-    process = await lab.a.start(["setsid", "sleep", "100"], log="/var/log/sleep.log")
+    process = await lab.a.start(["sleep", "100"], log="/var/log/sleep.log")
     answer = await lab.a.phaul("preflight", str(process.pid), "--to", "b", "--json")
     await process.stop()
     found = answer.json()
