@@ -58,6 +58,7 @@ async def serve(config: Config) -> None:
 
 
 async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitStack) -> None:
+    stop = _on_signals()
     node = await Node.discover(
         Criu(config.criu or find_binary()),
         node_id=journal.node_id,
@@ -102,7 +103,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     os.chmod(config.unix, 0o660)
     await migrations.recover()
     logger.info("serving listen=%s unix=%s data_port=%d node_id=%s", *_where(config, data_port, node))
-    await _until_signal()
+    await stop.wait()
     logger.info("stopping")
     await checks.enter_graceful_shutdown()
     async with asyncio.timeout(DRAIN_SECONDS):
@@ -147,9 +148,10 @@ def _make_directories(config: Config) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=mode)
 
 
-async def _until_signal() -> None:
+def _on_signals() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT, from before the first call is answered."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    return stop
