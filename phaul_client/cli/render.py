@@ -259,16 +259,20 @@ def rounds_table(rounds: Iterable[types_pb2.RoundStats]) -> str:
         (
             f"{each.index}{' final' if each.final else ''}",
             str(each.pages_written),
+            str(each.pages_skipped_parent),
             format_bytes(each.bytes_sent),
             duration(each.duration),
             duration(each.frozen),
             format_rate(each.bandwidth_bytes_per_second) if each.bandwidth_bytes_per_second else "-",
             format_rate(each.dirty_rate_bytes_per_second) if each.dirty_rate_bytes_per_second else "-",
+            f"{each.throttle_percent} %" if each.throttle_percent else "-",
             duration(each.expected_pause) if each.HasField("expected_pause") else "-",
         )
         for each in rounds
     ]
-    return table(("ROUND", "PAGES", "SENT", "TOOK", "FROZEN", "RATE", "DIRTIED", "EXPECTED PAUSE"), rows)
+    return table(
+        ("ROUND", "PAGES", "SKIPPED", "SENT", "TOOK", "FROZEN", "RATE", "DIRTIED", "HELD BACK", "EXPECTED PAUSE"), rows
+    )
 
 
 def timeline_table(steps: Iterable[types_pb2.TimelineStep]) -> str:

@@ -277,4 +277,5 @@ async def test_seed_api_with_real_rounds(lab: Lab, json_report: Report) -> None:
     assert history[0]["pages_skipped_parent"] == 0
     assert all(each["pages_skipped_parent"] > each["pages_written"] for each in history[1:])
     assert result["server_dirs"] == [str(number) for number in range(len(history) + 1)]
+    assert result["kept_bytes"] < result["received_bytes"], "a page is kept once"
     assert result["local_dirs"] == [result["parent"]], "the source keeps the last round only"

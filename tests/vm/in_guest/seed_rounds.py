@@ -1,6 +1,6 @@
 """The seed's API with real rounds: client and server in one process over a socket pair, as in the original's test.
 
-Prints {"history": […], "moved", "parent", "server_dirs", "local_dirs"} as JSON.
+Prints {"history": […], "moved", "parent", "server_dirs", "local_dirs", "received_bytes", "kept_bytes"} as JSON.
 """
 
 import asyncio
@@ -24,7 +24,10 @@ async def main() -> None:
                 history = await halves.migrate(120)
             victim.reaped()
             victim.restored_as(halves.local.restored_pid)
+            pages = list((directory / "image/remote").glob("*/pages-*.img"))
             result = {
+                "received_bytes": sum(path.stat().st_size for path in pages),
+                "kept_bytes": sum(path.stat().st_blocks * 512 for path in pages),
                 "history": [dataclasses.asdict(each) for each in history],
                 "moved": victim.is_beating() and victim.is_beating(0) and victim.beats() > beats,
                 "parent": halves.local.parent.name if halves.local.parent else "",
