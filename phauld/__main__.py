@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import logging
 import os
 import sys
@@ -69,6 +70,7 @@ def main() -> None:
         _complain(exc)
         sys.exit(EXIT_CONFIGURATION)
     _set_up_logging(config)
+    faulthandler.enable()  # systemd's watchdog sends SIGABRT: the journal then says where each thread was
     sys.setswitchinterval(SWITCH_SECONDS)
     from phauld.server import serve
 

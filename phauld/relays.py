@@ -19,6 +19,7 @@ import phauld
 from phaul_client.postcopy import RelayGone, RelayStatus
 from phaul_client.tree import Tree, identity, is_alive, wait_until_gone
 from phaul_criu.child import Child, spawn
+from phauld.scope import in_scope
 
 _ROOT: Final = str(Path(phauld.__file__).parents[1])
 _PROGRAM: Final = "import sys; sys.path.insert(0, sys.argv[1]); from phauld.relay import main; main()"
@@ -66,7 +67,8 @@ class Relay:
             listener.listen()
             number = listener.fileno()
             argv = [sys.executable, "-I", "-S", "-c", _PROGRAM, _ROOT, mode, str(directory), str(number), *arguments]
-            child = await spawn(argv, pass_fds=(number, *keep), stderr=log)
+            scope = in_scope("pages", f"{directory.parent.name}-{mode}")
+            child = await spawn([*scope, *argv], pass_fds=(number, *keep), stderr=log)
         relay = cls(directory, identity(child.pid))
         _reap(child)
         return relay
@@ -95,12 +97,19 @@ class Relay:
         with sock:
             await self._command({"do": "link"}, (sock.fileno(),))
 
-    async def start(self, argv: list[str]) -> None:
-        """At a destination: start `criu lazy-pages` and wait until it listens. Raises `OSError` if it does not."""
-        await self._command({"do": "start", "argv": argv}, timeout_seconds=START_SECONDS)
+    async def start(self, argv: list[str], *, is_local: bool = False, page_source: socket.socket | None = None) -> None:
+        """At a destination: start `criu lazy-pages` and wait until it listens. Raises `OSError` if it does not.
+
+        Its pages come over the link; if `is_local`, from `page_source`, or else from the images.
+        """
+        descriptors = () if page_source is None else (page_source.fileno(),)
+        await self._command({"do": "start", "argv": argv, "local": is_local}, descriptors, START_SECONDS)
 
     async def hold(self) -> None:
-        """At a destination: see that tasks wait for missing pages even if `criu lazy-pages` dies."""
+        """At a destination: see that tasks wait for missing pages even if `criu lazy-pages` dies.
+
+        Raises `OSError` if it is dead already.
+        """
         await self._command({"do": "hold"})
 
     async def criu_ended(self) -> int | None:

@@ -29,6 +29,7 @@ from phauld.journal import Journal
 from phauld.migrations_service import MigrationsService
 from phauld.node import Node
 from phauld.node_service import NodeService
+from phauld.notify import Notifier
 from phauld.remote_service import RemoteService, Terms
 from phauld.workloads import Workloads
 
@@ -98,13 +99,23 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     stack.callback(config.unix.unlink, missing_ok=True)
     for name in (*SERVICES, health.OVERALL_HEALTH):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    notifier = Notifier.from_environment()
+
+    def status() -> str:
+        doing = "stopping" if stop.is_set() else "serving"
+        return f"{doing} {config.listen}: {migrations.active} migrations out, {remote.active} in"
+
+    feeding = asyncio.create_task(notifier.feed_watchdog(status), name="watchdog")
+    stack.callback(feeding.cancel)
     await remote.recover()  # before anybody can ask about a session
     await server.start()
     os.chmod(config.unix, 0o660)
     await migrations.recover()
+    notifier.ready(status())
     logger.info("serving listen=%s unix=%s data_port=%d node_id=%s", *_where(config, data_port, node))
     await stop.wait()
     logger.info("stopping")
+    notifier.stopping(status())
     await checks.enter_graceful_shutdown()
     async with asyncio.timeout(DRAIN_SECONDS):
         await migrations.close()

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from phaul_client.errors import InvalidRequest, PhaulError, WorkloadExists, WorkloadNotFound
-from phaul_client.tree import Tree, is_alive, wait_until_gone
+from phaul_client.tree import KILL_TIMEOUT_SECONDS, Tree, descendants, is_alive, wait_until_gone
 from phaul_criu.child import Child, spawn
 from phauld import shim
+from phauld.scope import in_scope
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Workload:
     exit_code: int | None = None
     signal: int | None = None
     moved_to: str | None = None
+    error: str = ""  #: why phaul ended it
 
     @property
     def name(self) -> str:
@@ -181,6 +183,16 @@ class Workloads:
             workload = self._read(workload.directory)
         return workload
 
+    async def lose(self, directory: Path, reason: str) -> None:
+        """Kill the tree of a record, with what has lost its parent in it, and keep why. Raises `OSError`."""
+        async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
+            while below := _below(directory):
+                for pid in below:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                await asyncio.sleep(POLL_SECONDS)
+        shim.write_json(str(directory), "failure.json", {"error": reason, "at": time.time()})
+
     def send_signal(self, name: str, number: int) -> None:
         """Signal the root of a tree; killing the root of a PID namespace ends the tree. Raises `WorkloadNotFound`."""
         workload = self.get(name)
@@ -206,7 +218,8 @@ class Workloads:
         await asyncio.gather(*self._reapers, return_exceptions=True)
 
     async def _start_shim(self, arguments: tuple[str, ...], fd: int) -> Child:
-        child = await spawn([*_SHIM, *arguments], pass_fds=(fd,))
+        scope = in_scope("tree", Path(arguments[1]).name)
+        child = await spawn([*scope, *_SHIM, *arguments], pass_fds=(fd,))
         task = asyncio.create_task(child.wait(), name=f"shim-{child.pid}")
         self._reapers.add(task)
         task.add_done_callback(self._reapers.discard)
@@ -262,6 +275,7 @@ class Workloads:
             exit_code=(ending or {}).get("exit_code"),
             signal=(ending or {}).get("signal"),
             moved_to=(moved or {}).get("to"),
+            error=(_read_json(directory / "failure.json") or {}).get("error", ""),
         )
 
 
@@ -313,7 +327,7 @@ class RestoreSlot:
             async with asyncio.timeout(EXIT_RECORD_TIMEOUT_SECONDS):
                 await self._ended()
         except TimeoutError:
-            with Tree.below(self._shim_pid) as left:
+            with contextlib.suppress(ProcessLookupError), Tree.below(self._shim_pid) as left:
                 await left.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -352,6 +366,14 @@ def _state(
     if _lives(shim_process):
         return "starting", None
     return "lost", None
+
+
+def _below(directory: Path) -> list[int]:
+    """The processes of the tree of a record; only the shim knows those whose parent has ended."""
+    shim_process, root = (_read_json(directory / name) for name in ("shim.json", "tree.json"))
+    if shim_process is not None and is_alive(shim_process):
+        return [pid for pid in descendants(shim_process["pid"]) if pid != shim_process["pid"]]
+    return list(descendants(root["pid"])) if root is not None and is_alive(root) else []
 
 
 def _lives(known: Mapping[str, Any]) -> bool:
