@@ -123,7 +123,8 @@ class Coordinator:
 
         In doubt the answer is lost with the write: the destination is asked again. A roll-back before the commit and a
         final phase wait for no disk: whoever finds the phase before it in the journal comes to the same end. But if
-        that may be COMMITTED, it comes to the same end only once the destination has aborted.
+        that may be COMMITTED, it comes to the same end only once the destination has aborted. While pages are served
+        there is nobody else who could end it: the disk is waited for.
         """
         self._may_be_committed |= phase is Phase.COMMITTED
         try:
@@ -133,11 +134,22 @@ class Coordinator:
             if self._phase in commit.IN_DOUBT:
                 await asyncio.sleep(self._patience)
                 return False
+            if self._phase is Phase.FILLING:
+                await self._insist(phase)
+                return True
             if phase not in (Phase.ROLLING_BACK, *commit.FINAL):
                 raise
             if phase is Phase.ROLLING_BACK and self._may_be_committed:
                 await self._write_down_or_abort(phase)
         return True
+
+    async def _insist(self, phase: Phase) -> None:
+        """Until the phase is in the journal."""
+        while True:
+            await asyncio.sleep(self._patience)
+            self._patience = min(2 * self._patience, LAST_PATIENCE_SECONDS)
+            with contextlib.suppress(OSError):
+                return await self._journal.record(phase)
 
     async def _write_down_or_abort(self, phase: Phase) -> None:
         """Until the phase is in the journal, or the destination's says that its copy never runs."""

@@ -49,6 +49,10 @@ class RelayGone(PhaulError):
     """The relay has ended, and with it, mostly, its criu."""
 
 
+class RelaySilent(RelayGone):
+    """It lives but has not answered in time: pages may flow all the same. Who can ask again must not give up."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayStatus:
     """What a relay does now. Counters count from its start."""
@@ -129,6 +133,8 @@ class Serving:
                     return Event.PAGES_FILLED
                 sent_bytes = (await self._relay.status()).page_bytes
                 self._on_progress(Progress(sent_bytes=sent_bytes, pages_missing=session.pages_missing))
+            except RelaySilent as exc:
+                logger.warning("relay silent migration_id=%s error=%s", self._migration_id, exc)
             except RelayGone as exc:
                 logger.error("criu lost while it served pages migration_id=%s error=%s", self._migration_id, exc)
                 return Event.CRIU_LOST
@@ -147,6 +153,8 @@ class Serving:
                 if not (await self._relay.status()).is_linked:
                     await self.link()
                     logger.info("page link made migration_id=%s", self._migration_id)
+            except RelaySilent as exc:
+                logger.warning("relay silent migration_id=%s error=%s", self._migration_id, exc)
             except RelayGone as exc:
                 return on_gone(exc)
             except PeerError as exc:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-from phaul_client.postcopy import RelayGone
+from phaul_client.postcopy import RelayGone, RelaySilent
 from phaul_client.tree import Tree, is_alive
 from phaul_criu.errors import LazyPagesFailed
 from phaul_criu.pagemaps import lazy_pages
@@ -107,6 +107,8 @@ class Fetching:
         while True:
             try:
                 self._arrived = (await self.relay.status()).pages
+            except RelaySilent:
+                pass  # busy, or its node is
             except RelayGone:
                 return
             await asyncio.sleep(0.1)

@@ -41,6 +41,7 @@ from phaul_client.relay_frames import AnswerHead, Command, Flag, FrameReader, Qu
 CHUNK_BYTES = 1 << 20
 PIPE_BYTES = 1 << 20
 READY_SECONDS = 30.0
+RETRY_SECONDS = 0.2
 #: A peer that is silent for so long is taken for lost, and a new connection is asked for.
 LINK_TIMEOUT_SECONDS = 8
 TCP_USER_TIMEOUT = 18  # linux/tcp.h
@@ -448,8 +449,9 @@ def receive_frame(sock: socket.socket, reader: FrameReader) -> Question | Answer
 
 
 def log(text: str) -> None:
-    sys.stderr.write(f"{time.time():.3f} {text}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a full disk must not end the thread that says so
+        sys.stderr.write(f"{time.time():.3f} {text}\n")
+        sys.stderr.flush()
 
 
 def answer(relay: Relay, connection: socket.socket) -> None:
@@ -464,12 +466,24 @@ def answer(relay: Relay, connection: socket.socket) -> None:
                 found.frombytes(content[: len(content) - len(content) % found.itemsize])
                 descriptors += found
         reply = relay.command(json.loads(data), descriptors) if data else {}
-    except (OSError, ValueError, KeyError) as exc:
+    except (OSError, ValueError, LookupError) as exc:
         reply = {"error": str(exc) or type(exc).__name__}
     for descriptor in descriptors:
         os.close(descriptor)
     with contextlib.suppress(OSError):
         connection.send(json.dumps(reply).encode())
+
+
+def insist_exit(directory: str, status: int) -> None:
+    """phauld kills a tree whose relay ended without it: while the disk is full, again and again."""
+    while True:
+        try:
+            return write_exit(directory, status)
+        except FileNotFoundError:  # the directory is gone: nobody will ask
+            return None
+        except OSError as exc:
+            log(f"exit.json not written: {exc!r}")
+            time.sleep(RETRY_SECONDS)
 
 
 def write_exit(directory: str, status: int) -> None:
@@ -494,7 +508,7 @@ def run(relay: Relay, listener: socket.socket) -> None:
         if relay.criu_pidfd in readable:
             _, status = os.waitpid(relay.criu_pid, 0)
             relay.ended = True
-            write_exit(relay.directory, os.waitstatus_to_exitcode(status))
+            insist_exit(relay.directory, os.waitstatus_to_exitcode(status))
             if relay.criu_ended(status):
                 return
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import phauld
-from phaul_client.postcopy import RelayGone, RelayStatus
+from phaul_client.postcopy import RelayGone, RelaySilent, RelayStatus
 from phaul_client.tree import Tree, identity, is_alive, wait_until_gone
 from phaul_criu.child import Child, spawn
 from phauld.scope import in_scope
@@ -32,7 +32,7 @@ _reapers: set[asyncio.Task[int]] = set()
 
 
 class Relay:
-    """A relay in `directory`, which it has for itself. Calls raise `RelayGone` when it has ended."""
+    """A relay in `directory`, which it has for itself. Calls raise `RelayGone` (`RelaySilent`: it lives)."""
 
     def __init__(self, directory: Path, process: Mapping[str, Any]) -> None:
         self.directory = directory
@@ -154,7 +154,10 @@ class Relay:
                         await loop.sock_connect(sock, path)
                     socket.send_fds(sock, [json.dumps(message).encode()], descriptors)
                     data = await loop.sock_recv(sock, _ANSWER_BYTES)
-            except (OSError, TimeoutError) as exc:
+            except TimeoutError as exc:
+                error = RelaySilent if is_alive(self.process) else RelayGone
+                raise error(f"the relay of {self.directory.parent.name} does not answer in time") from exc
+            except OSError as exc:
                 raise RelayGone(f"the relay of {self.directory.parent.name} does not answer: {exc!r}") from exc
         if not data:
             raise RelayGone(f"the relay of {self.directory.parent.name} has ended")
