@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def test_a_full_disk_does_not_end_the_relay_without_an_exit_status(
         late.unlink()
         late.mkdir()
 
-    monkeypatch.setattr(relay.time, "sleep", mend)
+    monkeypatch.setattr(time, "sleep", mend)
     relay.insist_exit(str(late), 0)
     assert json.loads((late / "exit.json").read_text()) == {"status": 0}
 
