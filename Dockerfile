@@ -1,25 +1,19 @@
-# phauld in a container. It moves processes of its own PID namespace; to move the host's, as a DaemonSet does:
-#   docker build -t phauld .
-#   docker run --privileged --pid=host --network=host -v /run/phaul:/run/phaul -v /var/lib/phaul:/var/lib/phaul phauld
+# phauld in a container: Debian 13 with the package of debian/. It moves what it started, or restored, in its own PID
+# namespace. Not built by a test yet.
+#   docker build -t phaul .
+#   docker run --rm --cap-add … phaul              which ones has not been measured
+# Without a network: --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels --volume DIRECTORY:/wheels
 FROM debian:trixie-slim AS build
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3-venv \
-    && rm -rf /var/lib/apt/lists/*
-RUN python3 -m venv /opt/phaul
-COPY requirements.txt /src/
-RUN /opt/phaul/bin/pip install --no-cache-dir --disable-pip-version-check -r /src/requirements.txt
-COPY . /src
-RUN /opt/phaul/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps /src
-# Debian's pycriu, and nothing else of Debian's Python packages: criu itself is found on the PATH.
-RUN mkdir /opt/phaul/criu \
-    && ln -s /usr/lib/python3/dist-packages/pycriu /opt/phaul/criu/pycriu \
-    && echo /opt/phaul/criu >"$(/opt/phaul/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/phaul-criu.pth"
+ARG PIP_NO_INDEX
+ARG PIP_FIND_LINKS
+RUN apt-get update && apt-get install -y --no-install-recommends debhelper python3-venv
+COPY . /build/phaul
+RUN cd /build/phaul && dpkg-buildpackage --build=binary --no-sign --no-check-builddeps
 
 FROM debian:trixie-slim
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends criu python3-pycriu tini iproute2 nftables \
+RUN --mount=type=bind,from=build,source=/build,target=/build \
+    apt-get update \
+    && apt-get install -y --no-install-recommends /build/phaul_*.deb \
     && rm -rf /var/lib/apt/lists/*
-COPY --from=build /opt/phaul /opt/phaul
-ENV PATH=/opt/phaul/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-RUN criu --version && python -c 'from pycriu import rpc_pb2; from phaul.v1 import remote_pb2_grpc'
+RUN criu --version && phaul --version
 ENTRYPOINT ["tini", "--", "phauld"]
