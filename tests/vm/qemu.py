@@ -12,8 +12,10 @@ from typing import Any, Final
 from phaul_criu.child import Child, spawn
 from tests.vm.image import QEMU, Image
 
-#: KVM runs the host's own processor; what TCG emulates leaves out five-level paging, which only costs time
-_PROCESSORS: Final = {"kvm": "host", "tcg,thread=multi": "max,la57=off"}
+#: KVM runs the host's own processors. What TCG emulates leaves out five-level paging, which only costs time, and is a
+#: single one: while one processor patches the kernel's code (a static key, at every breakpoint that criu sets), another
+#: may run the half of it and panic.
+_PROCESSORS: Final = {"kvm": ("host", 2), "tcg": ("max,la57=off", 1)}
 ACCELERATORS: Final = tuple(_PROCESSORS)
 _KERNEL_WORDS: Final = (
     "root=/dev/nvme0n1 rootfstype=ext4 rw init=/sbin/lab-init console=ttyS0 quiet panic=-1 mitigations=off"
@@ -30,7 +32,6 @@ class Machine:
     address: str  #: on the network of the guests
     mac: str
     memory_mib: int
-    cpus: int
     mtu: int
 
 
@@ -85,9 +86,10 @@ async def start_qemu(machine: Machine, image: Image, tree_fd: int, lan_fd: int, 
 # The root is the only NVMe disk: the kernel numbers several in the order in which it happens to find them.
 def _command(machine: Machine, image: Image, fds: dict[str, int], peers: str, accelerator: str) -> list[str]:
     told = f"lab_name={machine.name} lab_address={machine.address} lab_peers={peers} lab_mtu={machine.mtu}"
+    model, count = _PROCESSORS[accelerator]
     words = f"""
         {QEMU} -nodefaults -no-user-config -display none -no-reboot -name {machine.name}
-        -machine q35 -accel {accelerator} -cpu {_PROCESSORS[accelerator]} -smp {machine.cpus} -m {machine.memory_mib}
+        -machine q35 -accel {accelerator} -cpu {model} -smp {count} -m {machine.memory_mib}
         -chardev file,id=console,path=/proc/self/fd/{fds["console"]} -serial chardev:console
         -chardev socket,id=qmp,fd={fds["qmp"]} -mon chardev=qmp,mode=control
         -chardev socket,id=agent,fd={fds["agent"]} -device virtio-serial-pci -device virtserialport,chardev=agent
