@@ -9,10 +9,10 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase
@@ -25,7 +25,7 @@ from phaul_client.pieces import carried_pieces, image_pieces
 from phaul_client.remote import GrpcRemote
 from phaul_client.status import reason_of, remedy_of
 from phaul_client.timeline import Step, aligned
-from phaul_client.tree import Tree, identity, stopped_pids
+from phaul_client.tree import Tree, identity, is_alive, stopped_pids
 from phaul_criu.child import finish
 from phaul_criu.criu import Criu
 from phaul_criu.errors import CriuError
@@ -65,6 +65,7 @@ class Settings:
     """How the last step is done."""
 
     dump: DumpOptions  #: everything but descriptors, directories and the parent
+    root: Mapping[str, Any] | None = None  #: whom the PID named when it was chosen; `None`: whoever has it now
     carried: tuple[Path, ...] = ()  #: files that travel with the tree, such as its log
     freeze_budget_seconds: float = 60.0  #: a tree that stands still for longer is let run on
     doubt: Doubt = field(default_factory=Doubt)
@@ -168,6 +169,7 @@ class CriuLocal(Coordinator):
         swrk = await criu.prestart(options.passed_fds)
         started = time.monotonic()
         try:
+            self._check_root(options.pid)
             self._stopped_before = stopped_pids(options.pid)
             self._journal.note(
                 root=identity(options.pid), stopped_before=sorted(self._stopped_before), criu=identity(swrk.pid or 0)
@@ -187,6 +189,11 @@ class CriuLocal(Coordinator):
         commits = [step for step in self.steps if step.name == "commit"]
         self.pause_seconds = (commits[-1].end if commits else ended) - frozen_at
 
+    def _check_root(self, pid: int) -> None:
+        """Raises `PhaulError` PID_NOT_FOUND if the process has ended since it was chosen, and another has its PID."""
+        if self._settings.root is not None and not is_alive(self._settings.root):
+            raise PhaulError(f"process {pid} has ended", reason="PID_NOT_FOUND")
+
     async def _notified(self, notification: Notification) -> None:
         match notification.name:
             case "pre-dump":
@@ -202,6 +209,7 @@ class CriuLocal(Coordinator):
     def _start_watchdog(self) -> None:
         """From now on the tree stands still. Until now it ran, and the wait for criu's turn may have been long."""
         assert self._config is not None
+        self._check_root(self._config.pid)  # criu holds it: it cannot become another one any more
         self._stopped_before = stopped_pids(self._config.pid)
         self._journal.note(stopped_before=sorted(self._stopped_before))
         budget_seconds = self._settings.freeze_budget_seconds

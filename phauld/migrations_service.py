@@ -18,6 +18,7 @@ from google.protobuf import json_format
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, types_pb2
 from phaul_client.commit import Event
 from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError, TooManyMigrations, WorkloadNotFound
+from phaul_client.tree import identity
 from phauld import convert
 from phauld.config import DEFAULT_PORT
 from phauld.costs import CostBook
@@ -184,7 +185,7 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
         workload = None
         with contextlib.suppress(WorkloadNotFound):
             workload = self._workloads.get(detail["workload"])
-        target = Target(pid=detail["pid"], process_name=detail["process_name"], workload=workload)
+        target = Target(pid=detail["pid"], identity=None, process_name=detail["process_name"], workload=workload)
         options = json_format.ParseDict(dict(detail["options"]), types_pb2.Options(), ignore_unknown_fields=True)
         outgoing = self._make(entry.migration_id, target, detail["destination"], options)
         if entry.report is not None:
@@ -251,7 +252,8 @@ def find_target(
         case _:
             raise InvalidRequest("neither a pid nor a workload was named")
     try:
+        known = identity(pid)
         name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         raise PhaulError(f"there is no process {pid}", reason="PID_NOT_FOUND", remedy="ps shows what runs") from None
-    return Target(pid=pid, process_name=name, workload=workload)
+    return Target(pid=pid, identity=known, process_name=name, workload=workload)

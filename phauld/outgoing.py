@@ -74,6 +74,7 @@ class Target:
     """What moves: a process by its PID, and the workload that it is, if it is one."""
 
     pid: int
+    identity: Mapping[str, Any] | None  #: whom the PID named when it was chosen; `None` once it need not be looked at
     process_name: str
     workload: Workload | None
 
@@ -330,6 +331,7 @@ class Outgoing:
         )
         settings = Settings(
             dump=dump_options(self._target.pid, self._chosen),
+            root=self._target.identity,
             carried=self._carried(),
             freeze_budget_seconds=self._options.freeze_budget_seconds,
             doubt=self._doubt(),

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from phaul_client.errors import MigrationCancelled, PhaulError, RolledBack
 from phaul_client.local import CriuLocal, Settings
 from phaul_client.policy import PostCopyPolicy
 from phaul_client.tree import Tree as ProcessTree
+from phaul_client.tree import identity
 from phaul_criu.requests import DumpOptions
 from phauld.session import Phase as SessionPhase
 from tests.fakes.criu import IMAGES, FakeCriu
@@ -128,6 +129,7 @@ class Move:
     phases: list[Phase] = field(default_factory=list)
     cleaned: int = 0
     carried: tuple[Path, ...] = ()
+    root: Mapping[str, object] | None = None
 
     def script(self, **acts: list[Act]) -> None:
         self.remote.script |= acts
@@ -142,6 +144,7 @@ class Move:
             self.journal,
             Settings(
                 dump=DumpOptions(images_dir_fd=-1, pid=0),
+                root=self.root,
                 carried=self.carried,
                 freeze_budget_seconds=self.freeze_budget_seconds,
                 doubt=self.doubt,
@@ -298,6 +301,21 @@ async def test_a_process_that_has_ended_before_the_dump_is_told_so(move: Move) -
     with pytest.raises(RolledBack) as ended:
         await move.run()
     assert ended.value.reason == "PID_NOT_FOUND"
+    assert move.local.phase is Phase.ROLLED_BACK
+
+
+@pytest.mark.parametrize("looks", [0, 1], ids=["before the dump", "while the dump waited for its turn"])
+async def test_a_process_that_got_the_pid_later_is_not_moved(
+    move: Move, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    answers = iter([True] * looks + [False])
+    monkeypatch.setattr("phaul_client.local.is_alive", lambda _: next(answers))
+    move.root = identity(move.tree.root)
+    with pytest.raises(RolledBack) as ended:
+        await move.run()
+    assert ended.value.reason == "PID_NOT_FOUND"
+    assert move.tree.runs
+    assert not move.remote.ever_ran
     assert move.local.phase is Phase.ROLLED_BACK
 
 

@@ -42,7 +42,7 @@ class Bench:
         self.journal = journal
         self.outgoing = Outgoing(
             "move",
-            Target(pid=2**22, process_name="gone", workload=None),
+            Target(pid=2**22, identity=None, process_name="gone", workload=None),
             NOBODY,
             types_pb2.Options(),
             node=node,
