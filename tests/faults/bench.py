@@ -334,14 +334,22 @@ class Bench:
                     stop = node_pb2.StopWorkloadRequest(name=workload.spec.name, signal=9)
                     await self.node_service(name).StopWorkload(stop, timeout=20)
         for name, node in self.nodes.items():
-            listed = await self.node_service(name).ListWorkloads(node_pb2.ListWorkloadsRequest(), timeout=10)
-            for workload in listed.workloads:
-                if workload.state != node_pb2.WORKLOAD_STATE_RUNNING:
-                    request = node_pb2.RemoveWorkloadRequest(name=workload.spec.name)
-                    await self.node_service(name).RemoveWorkload(request, timeout=10)
+            for workload in await self._ended_workloads(name):
+                request = node_pb2.RemoveWorkloadRequest(name=workload.spec.name)
+                await self.node_service(name).RemoveWorkload(request, timeout=10)
             (node.root / victim.file.relative_to("/")).unlink(missing_ok=True)
             if name in ("a", *beating):  # where it never ran, a log is a leftover
                 (node.root / victim.log.relative_to("/")).unlink(missing_ok=True)
+
+    async def _ended_workloads(self, name: str) -> list[node_pb2.Workload]:
+        """Once none runs; one that is about to be restored counts as running until its lease is over."""
+        deadline = time.monotonic() + LEASE_SECONDS + CLEAN_SECONDS
+        while True:
+            listed = await self.node_service(name).ListWorkloads(node_pb2.ListWorkloadsRequest(), timeout=10)
+            ended = [each for each in listed.workloads if each.state != node_pb2.WORKLOAD_STATE_RUNNING]
+            if len(ended) == len(listed.workloads) or time.monotonic() > deadline:
+                return ended
+            await asyncio.sleep(0.1)
 
     async def leftovers(self) -> tuple[str, ...]:
         """What there is more than in the beginning, once it had time to go: processes, mounts, rules, files."""
