@@ -65,7 +65,7 @@ def _session(tree: TreeFacts, wishes: Wishes) -> Iterator[Problem]:
     assert root is not None
     for process in tree.processes:
         same = process.namespaces.get("pid") == root.namespaces.get("pid")
-        if process.namespace_session == 0 and len(process.namespace_pids) > 1 and same:
+        if process.namespace_session == 0 and same:
             message = "its session is led from outside its PID namespace, which criu cannot dump"
             yield error("session-outside-namespace", str(process), message, "start it with setsid")
     if root.namespace_session in (root.own_pid, 0) or root.terminal:

@@ -329,25 +329,25 @@ class Bench:
                 continue
             listed = await self.node_service(name).ListWorkloads(node_pb2.ListWorkloadsRequest(), timeout=10)
             for workload in listed.workloads:
-                ours = victim.outside_pid is not None or workload.spec.name == victim.name
-                if ours and workload.state == node_pb2.WORKLOAD_STATE_RUNNING:
+                if _is_of(victim, workload) and workload.state == node_pb2.WORKLOAD_STATE_RUNNING:
                     stop = node_pb2.StopWorkloadRequest(name=workload.spec.name, signal=9)
                     await self.node_service(name).StopWorkload(stop, timeout=20)
         for name, node in self.nodes.items():
-            for workload in await self._ended_workloads(name):
+            for workload in await self._ended_workloads(victim, name):
                 request = node_pb2.RemoveWorkloadRequest(name=workload.spec.name)
                 await self.node_service(name).RemoveWorkload(request, timeout=10)
             (node.root / victim.file.relative_to("/")).unlink(missing_ok=True)
             if name in ("a", *beating):  # where it never ran, a log is a leftover
                 (node.root / victim.log.relative_to("/")).unlink(missing_ok=True)
 
-    async def _ended_workloads(self, name: str) -> list[node_pb2.Workload]:
-        """Once none runs; one that is about to be restored counts as running until its lease is over."""
+    async def _ended_workloads(self, victim: Victim, name: str) -> list[node_pb2.Workload]:
+        """Once none of the victim runs; one that is about to be restored runs until its lease is over."""
         deadline = time.monotonic() + LEASE_SECONDS + CLEAN_SECONDS
         while True:
             listed = await self.node_service(name).ListWorkloads(node_pb2.ListWorkloadsRequest(), timeout=10)
-            ended = [each for each in listed.workloads if each.state != node_pb2.WORKLOAD_STATE_RUNNING]
-            if len(ended) == len(listed.workloads) or time.monotonic() > deadline:
+            ours = [each for each in listed.workloads if _is_of(victim, each)]
+            ended = [each for each in ours if each.state != node_pb2.WORKLOAD_STATE_RUNNING]
+            if len(ended) == len(ours) or time.monotonic() > deadline:
                 return ended
             await asyncio.sleep(0.1)
 
@@ -364,6 +364,11 @@ class Bench:
         more = (await self.nodes[name].inventory()).more_than(self._baseline[name])
         more.pop("descriptors", None)  # a phauld that was started anew has other ones
         return [f"{name}: {kind}: {each}" for kind, items in more.items() for each in items]
+
+
+def _is_of(victim: Victim, workload: node_pb2.Workload) -> bool:
+    """A tree that was started outside of phauld has a workload under another name once it moved; it is alone then."""
+    return victim.outside_pid is not None or workload.spec.name == victim.name
 
 
 def _gaps(lines: list[str]) -> list[str]:

@@ -29,6 +29,8 @@ null = os.open("/dev/null", os.O_RDWR)
 for number in range(3): os.dup2(null, number)
 os.close(null)
 """
+#: A shell leads the session and waits for its child, the program; its $0 tells that the root is a child.
+_LED_BY_A_SHELL: Final = ("sh", "-c", '"$@" & wait', "--fork")
 _CONNECTION: Final = """
 server = socket.create_server(("127.0.0.1", 0))
 client = socket.create_connection(server.getsockname())
@@ -131,13 +133,6 @@ def fifo_of_ours(stage: Stage) -> Iterator[None]:
         yield
     finally:
         os.close(reader)
-
-
-@contextmanager
-def our_session(stage: Stage) -> Iterator[None]:
-    """It stays in our session."""
-    stage.start["start_new_session"] = False
-    yield
 
 
 @contextmanager
@@ -300,10 +295,10 @@ while not os.path.exists(path("traced")):
         codes=codes("traced"),
         moves=False,
     ),
-    Case(name="session-of-another", around=our_session, codes=codes("session-outside")),
+    Case(name="session-of-another", wrapper=_LED_BY_A_SHELL, codes=codes("session-outside")),
     Case(
         name="session-of-another-and-no-shell-job",
-        around=our_session,
+        wrapper=_LED_BY_A_SHELL,
         codes=codes("session-outside"),
         wishes=Wishes(shell_job=False),
         moves=False,

@@ -136,6 +136,14 @@ def test_post_copy_needs_large_pipes_and_lazy_pages() -> None:
     assert list(check_source_node(replace(small, sys_resource=True), Wishes(post_copy=True))) == []
 
 
+@pytest.mark.parametrize("namespace_pids", [(7,), (70, 7)], ids=["our PID namespace", "one below"])
+def test_a_session_without_a_leader_in_its_pid_namespace(namespace_pids: tuple[int, ...]) -> None:
+    process = replace(PROCESS, session=0, namespace_session=0, namespace_pids=namespace_pids)
+    found = codes(check_source(TreeFacts(root_pid=7, processes=(process,)), SOURCE, Wishes()))
+    assert "session-outside-namespace" in found
+    assert "session-outside" not in found
+
+
 def test_the_source_names_the_terminal_less_session() -> None:
     tree = TreeFacts(root_pid=7, processes=(replace(PROCESS, session=3, namespace_session=3),))
     assert codes(check_source(tree, SOURCE, Wishes())) == ["clock-jump", "session-outside"]
