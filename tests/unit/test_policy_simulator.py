@@ -21,7 +21,10 @@ def outcomes() -> dict[str, Outcome]:
 
 
 def test_the_documentation_shows_what_the_simulator_prints() -> None:
-    assert table() in (ROOT / "docs" / "policy.md").read_text(), "run python -m phaul_client.simulator, paste its table"
+    document = (ROOT / "docs" / "policy.md").read_text()
+    assert table() in document, "run python -m phaul_client.simulator, paste its table"
+    replayed = table(read_trace(ROOT / "docs/traces/lab.json")).removeprefix(table())
+    assert replayed in document, "run it with --trace docs/traces/lab.json, paste its last rows"
 
 
 def test_it_runs_as_a_command_and_quickly() -> None:
