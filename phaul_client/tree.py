@@ -163,6 +163,22 @@ def descendants(root: int) -> Iterator[int]:
                     pending += [int(child) for child in (task / "children").read_text().split()]
 
 
+def waits_for_pages(root: int) -> bool:
+    """Whether memory of the tree is still to come: a lazy restore fills it through userfaultfd.
+
+    criu's dump would take what is missing for zeros. Told by the kernel: "um" in /proc/PID/smaps.
+    """
+    return any(_has_missing_pages(pid) for pid in descendants(root))
+
+
+def _has_missing_pages(pid: int) -> bool:
+    try:
+        with Path(f"/proc/{pid}/smaps").open("rb") as lines:
+            return any(line.startswith(b"VmFlags:") and b" um" in line for line in lines)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def _is_still(pid: int) -> bool:
     return _status_field(pid, "State")[:1] in (*_STILL, "0")  # "0": there is no such process any more
 

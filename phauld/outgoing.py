@@ -44,7 +44,7 @@ from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress, Rel
 from phaul_client.remote import GrpcRemote
 from phaul_client.rounds import PAGE_SIZE_BYTES
 from phaul_client.status import reason_of
-from phaul_client.tree import Tree, descendants, identity, is_alive, wait_until_gone
+from phaul_client.tree import Tree, descendants, identity, is_alive, wait_until_gone, waits_for_pages
 from phaul_criu.child import finish
 from phaul_criu.stats import DumpStats
 from phauld import convert
@@ -62,6 +62,7 @@ logger = logging.getLogger(__name__)
 PROGRESS_SECONDS: Final = 0.2
 WITH_ROUNDS: Final = (Mode.PRE_COPY, Mode.HYBRID)
 UNWIND_SECONDS: Final = 10.0
+FILLED_SECONDS: Final = 0.1
 AGAIN_SECONDS: Final = 1.0
 RATE_SAMPLES: Final = 5
 #: An end of an attempt in these is not the end of the migration: a recovery goes on from the journal.
@@ -302,6 +303,7 @@ class Outgoing:
             asyncio.timeout(self._options.deadline_seconds) as deadline,
         ):
             self._use(remote)
+            await self._until_filled()
             choice = await self._preflight(remote)
             local = self._make_local(remote, deadline, choice)
             try:
@@ -314,6 +316,14 @@ class Outgoing:
             finally:
                 self._note_pause(local)
             self._moved(local.destination_pid)
+
+    async def _until_filled(self) -> None:
+        """Wait for the pages that the move to here has still to bring."""
+        while await asyncio.to_thread(waits_for_pages, self._target.pid):
+            self.record.status_text = "waits for the memory that its last move, a lazy one, has still to bring here"
+            await self._notify()
+            await asyncio.sleep(FILLED_SECONDS)
+        self.record.status_text = ""
 
     def _make_local(self, remote: GrpcRemote, deadline: asyncio.Timeout, choice: Choice) -> CriuLocal:
         def on_phase(phase: Phase) -> None:
