@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import faulthandler
-import logging
 import os
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any, Final
 
 from phaul_client.errors import PhaulError
 from phaul_criu.errors import CriuError
-from phauld.config import ENVIRONMENT_PREFIX, Config, load_config
+from phauld import logs
+from phauld.config import ENVIRONMENT_PREFIX, load_config
 from phauld.node import phaul_version
 
 EXIT_CONFIGURATION: Final = 78  # EX_CONFIG of sysexits.h: systemd does not restart on it
@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--criu", metavar="PATH", help="the criu binary (default: found by itself)")
     add("--insecure", action="store_const", const="true", help="listen beyond loopback without TLS")
     add("--log-level", metavar="LEVEL", help="debug, info, warning or error (default info)")
+    add("--log-format", metavar="FORMAT", help="text, or json: one object a line (default text)")
+    add("--http-listen", metavar="HOST:PORT", help="address of the page, /metrics and /healthz (default: none)")
     add("--lease-seconds", metavar="S", help="abort an incoming migration whose source is silent for so long (30)")
     add("--max-incoming", metavar="N", help="incoming migrations at a time (16)")
     add("--max-outgoing", metavar="N", help="outgoing migrations at a time (16)")
@@ -69,7 +71,7 @@ def main() -> None:
     except PhaulError as exc:
         _complain(exc)
         sys.exit(EXIT_CONFIGURATION)
-    _set_up_logging(config)
+    logs.set_up(config.log_level, config.log_format)
     faulthandler.enable()  # systemd's watchdog sends SIGABRT: the journal then says where each thread was
     sys.setswitchinterval(SWITCH_SECONDS)
     from phauld.server import serve
@@ -84,14 +86,6 @@ def main() -> None:
 def _from_environment() -> Path | None:
     path = os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
     return Path(path) if path else None
-
-
-def _set_up_logging(config: Config) -> None:
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("grpc").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
 def _complain(error: Exception) -> None:

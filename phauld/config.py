@@ -51,6 +51,8 @@ class Config:
     criu: Path | None = None  #: the criu binary; found by itself when not given
     insecure: bool = False  #: listen beyond loopback without TLS
     log_level: str = "info"  #: debug, info, warning or error
+    log_format: str = "text"  #: text for people, or json: one object a line
+    http_listen: str = ""  #: HOST:PORT of the page, /metrics and /healthz; empty: none
     lease_seconds: float = 30.0  #: an incoming migration whose source is silent for so long is aborted
     max_incoming: int = 16  #: incoming migrations at a time
     max_outgoing: int = 16  #: outgoing migrations at a time
@@ -65,6 +67,10 @@ class Config:
             )
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise BadSetting("log_level", f"{self.log_level!r} is none of debug, info, warning, error")
+        if self.log_format not in ("text", "json"):
+            raise BadSetting("log_format", f"{self.log_format!r} is neither text nor json")
+        if self.http_listen:
+            self._check_http()
         if not 0 <= self.data_port <= 65535:
             raise BadSetting("data_port", f"{self.data_port} is not a port")
         for name in ("lease_seconds", "max_incoming", "max_outgoing"):
@@ -74,10 +80,24 @@ class Config:
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of `listen`. Raises `InvalidRequest`."""
-        host, separator, port = self.listen.rpartition(":")
-        if not separator or not host or not port.isdigit() or int(port) > 65535:
-            raise BadSetting("listen", f"{self.listen!r} is not HOST:PORT")
-        return host.strip("[]"), int(port)
+        return split_address("listen", self.listen)
+
+    def _check_http(self) -> None:
+        host, _ = split_address("http_listen", self.http_listen)
+        if not self.insecure and not _is_loopback(host):
+            raise BadSetting(
+                "http_listen",
+                f"{self.http_listen!r} shows beyond this machine what runs here, in clear and to anyone",
+                remedy="listen on loopback; from elsewhere, through ssh -L or a proxy that asks who it is",
+            )
+
+
+def split_address(setting: str, text: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT. Raises `BadSetting`."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise BadSetting(setting, f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
 
 
 def _is_loopback(host: str) -> bool:

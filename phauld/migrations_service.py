@@ -8,7 +8,7 @@ import ipaddress
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -24,6 +24,7 @@ from phauld.config import DEFAULT_PORT
 from phauld.costs import CostBook
 from phauld.journal import Journal, OutgoingEntry
 from phauld.node import Node
+from phauld.observer import NOBODY, Observer
 from phauld.outgoing import Outgoing, Target
 from phauld.workloads import Workloads
 
@@ -41,7 +42,15 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
     """The outgoing migrations of this node."""
 
-    def __init__(self, node: Node, images_dir: Path, workloads: Workloads, journal: Journal, max_outgoing: int) -> None:
+    def __init__(
+        self,
+        node: Node,
+        images_dir: Path,
+        workloads: Workloads,
+        journal: Journal,
+        max_outgoing: int,
+        observer: Observer = NOBODY,
+    ) -> None:
         self._node = node
         self._journal = journal
         self._images_dir = images_dir
@@ -49,11 +58,27 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
         self._max_outgoing = max_outgoing
         self._migrations: dict[str, Outgoing] = {}
         self._costs = CostBook()
+        self._observer = observer
 
     @property
     def active(self) -> int:
         """Migrations that are not over."""
         return sum(not each.is_over for each in self._migrations.values())
+
+    def newest(self, number: int) -> list[migrations_pb2.Migration]:
+        """The records of so many migrations, newest first, and of all that are not over."""
+        every = list(reversed(self._migrations.values()))
+        return [each.record for index, each in enumerate(every) if index < number or not each.is_over]
+
+    def find(self, migration_id: str) -> migrations_pb2.Migration | None:
+        """The record of one migration."""
+        found = self._migrations.get(migration_id)
+        return found.record if found is not None else None
+
+    @property
+    def records(self) -> Iterator[migrations_pb2.Migration]:
+        """Those of all migrations that are remembered."""
+        return (each.record for each in self._migrations.values())
 
     async def recover(self) -> None:
         """Take up what an earlier phauld left unfinished, and remember how the others ended."""
@@ -209,6 +234,7 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
             directory=self._images_dir / f"out-{migration_id}",
             journal=self._journal.outgoing(migration_id),
             costs=self._costs,
+            observer=self._observer,
         )
 
     def _get(self, migration_id: str) -> Outgoing:

@@ -52,6 +52,7 @@ from phauld.costs import CostBook
 from phauld.freezer import CannotFreeze, Freezer, find_cgroup, undo_leftover
 from phauld.journal import OutgoingEntry, OutgoingRecord
 from phauld.node import Node, bytes_acked, may_exceed_pipe_size, pipe_max_size_bytes, resident_bytes
+from phauld.observer import NOBODY, Observer
 from phauld.options import MODE_VALUES, RESTORE_MODE_VALUES, Options, decided, dump_options, limits, parse_options
 from phauld.preflight import check_source, refuse
 from phauld.relays import Relay
@@ -95,6 +96,7 @@ class Outgoing:
         directory: Path,
         journal: OutgoingRecord,
         costs: CostBook,
+        observer: Observer = NOBODY,
     ) -> None:
         self._target = target
         self._options = parse_options(options)
@@ -117,6 +119,8 @@ class Outgoing:
         self._has_opened = False  # from then on it is rolled back, not refused
         self._journal = journal
         self._costs = costs
+        self._observer = observer
+        self._phase_started = self._started
         self._can_throttle = False
         self.record = migrations_pb2.Migration(
             migration_id=migration_id,
@@ -286,6 +290,7 @@ class Outgoing:
         if phase is not Phase.PREFLIGHT:
             with contextlib.suppress(OSError, PhaulError):
                 await self._journal.report(json_format.MessageToDict(self.record))
+        self._observer.migration_ended(self.record)
         self._coordinator = None  # its errors hold on to the connection that they are of
         await self._notify()
 
@@ -528,6 +533,7 @@ class Outgoing:
                 logger.error("not marked as moved migration_id=%s error=%s", self.migration_id, exc)
         self.record.pages_missing = 0
         self.record.destination_pid = destination_pid
+        self._leave_phase()
         self.record.phase = types_pb2.MIGRATION_PHASE_DONE
         self.record.status_text = f"runs on {self.record.destination.node_name} as PID {destination_pid}"
         logger.info(
@@ -605,9 +611,15 @@ class Outgoing:
             await asyncio.sleep(PROGRESS_SECONDS)
 
     def _enter(self, phase: types_pb2.MigrationPhase.ValueType) -> None:
+        self._leave_phase()
         self.record.phase = phase
         self.record.phase_since.CopyFrom(convert.timestamp(time.time()))
         self._announce()
+
+    def _leave_phase(self) -> None:
+        now = time.monotonic()
+        self._observer.phase_left(self.record, now - self._phase_started)
+        self._phase_started = now
 
     def _announce(self) -> None:
         task = asyncio.create_task(self._notify())

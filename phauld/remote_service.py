@@ -29,6 +29,7 @@ from phauld.dataport import DataPort
 from phauld.incoming import Incoming, Session
 from phauld.journal import IncomingEntry, Journal
 from phauld.node import Node, memory_available_bytes
+from phauld.observer import NOBODY, Observer
 from phauld.options import parse_options, restore_options
 from phauld.placement import Promise
 from phauld.preflight import check_destination
@@ -57,18 +58,32 @@ class Terms:
 class RemoteService(remote_pb2_grpc.RemoteServicer):
     """The sessions of this node."""
 
-    def __init__(self, node: Node, terms: Terms, workloads: Workloads, data_port: DataPort, journal: Journal) -> None:
+    def __init__(
+        self,
+        node: Node,
+        terms: Terms,
+        workloads: Workloads,
+        data_port: DataPort,
+        journal: Journal,
+        observer: Observer = NOBODY,
+    ) -> None:
         self._node = node
         self._journal = journal
         self._terms = terms
         self._workloads = workloads
         self._data_port = data_port
         self._sessions: dict[str, Session] = {}
+        self._observer = observer
 
     @property
     def active(self) -> int:
         """Sessions that have not ended."""
         return sum(each.phase not in session.FINAL for each in self._sessions.values())
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Those that still have something to do, or to be asked about."""
+        return tuple(self._sessions.values())
 
     async def recover(self) -> None:
         """Bring to their end the sessions that an earlier phauld left."""
@@ -244,7 +259,8 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
 
     def _drop(self, ended: Session) -> None:
         """The journal says all that is left to say."""
-        self._sessions.pop(ended.incoming.migration_id, None)
+        if self._sessions.pop(ended.incoming.migration_id, None) is not None:
+            self._observer.session_ended(ended)
 
     def _from_journal(self, entry: IncomingEntry) -> Session:
         found = self._session(Incoming.from_journal(entry), entry.phase)

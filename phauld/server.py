@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
@@ -30,8 +30,13 @@ from phauld.migrations_service import MigrationsService
 from phauld.node import Node
 from phauld.node_service import NodeService
 from phauld.notify import Notifier
+from phauld.observer import NOBODY
 from phauld.remote_service import RemoteService, Terms
 from phauld.workloads import Workloads
+
+if TYPE_CHECKING:
+    from phauld.metrics import Metrics
+    from phauld.web import Web
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +93,10 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
         lease_seconds=config.lease_seconds,
         max_incoming=config.max_incoming,
     )
-    remote = RemoteService(node, terms, workloads, data_port, journal)
-    migrations = MigrationsService(node, config.images_dir, workloads, journal, config.max_outgoing)
+    metrics = _metrics(config, node)
+    observer = metrics or NOBODY
+    remote = RemoteService(node, terms, workloads, data_port, journal, observer)
+    migrations = MigrationsService(node, config.images_dir, workloads, journal, config.max_outgoing, observer)
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
     remote_pb2_grpc.add_RemoteServicer_to_server(remote, server)
     migrations_pb2_grpc.add_MigrationsServicer_to_server(migrations, server)
@@ -111,16 +118,43 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     await server.start()
     os.chmod(config.unix, 0o660)
     await migrations.recover()
+    web = await _start_web(config, node, migrations, remote, metrics)
+    if web is not None:
+        stack.push_async_callback(web.stop)
     notifier.ready(status())
     logger.info("serving listen=%s unix=%s data_port=%d node_id=%s", *_where(config, data_port, node))
     await stop.wait()
     logger.info("stopping")
     notifier.stopping(status())
+    if web is not None:
+        web.is_draining = True
     await checks.enter_graceful_shutdown()
     async with asyncio.timeout(DRAIN_SECONDS):
         await migrations.close()
         await remote.close()
     await server.stop(grace=1.0)
+
+
+def _metrics(config: Config, node: Node) -> Metrics | None:
+    if not config.http_listen:
+        return None
+    from phauld.metrics import Metrics  # what nobody asked for costs nothing
+
+    return Metrics(node)
+
+
+async def _start_web(
+    config: Config, node: Node, migrations: MigrationsService, remote: RemoteService, metrics: Metrics | None
+) -> Web | None:
+    if metrics is None:
+        return None
+    from phauld.web import Web
+
+    metrics.watch(lambda: migrations.records, lambda: remote.sessions)
+    web = Web(config, node, migrations, remote, metrics)
+    await web.start()
+    logger.info("serving http=%s", config.http_listen)
+    return web
 
 
 def _where(config: Config, data_port: DataPort, node: Node) -> tuple[str, Path, int, str]:

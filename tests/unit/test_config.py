@@ -35,7 +35,8 @@ def test_flags_win_over_variables_and_variables_over_the_file(file: Path) -> Non
 def test_every_setting_is_a_flag_a_variable_and_a_key(file: Path, name: str) -> None:
     kind, default = get_type_hints(Config)[name], getattr(Config(), name)
     by_kind = {bool: str(not default).lower(), int: "5", float: "5"}
-    text = {"listen": "127.0.0.1:1", "log_level": "error"}.get(name) or by_kind.get(kind, f"/x/{name}")
+    chosen = {"listen": "127.0.0.1:1", "http_listen": "127.0.0.1:2", "log_level": "error", "log_format": "json"}
+    text = chosen.get(name) or by_kind.get(kind, f"/x/{name}")
     flag = f"--{name.replace('_', '-')}"
     action = next(each for each in _parser()._actions if flag in each.option_strings)
     flags = vars(_parser().parse_args([flag] if action.nargs == 0 else [flag, text]))
@@ -141,3 +142,9 @@ def test_loopback_needs_no_consent(listen: str) -> None:
 )
 def test_beyond_loopback_with_consent(listen: str, address: tuple[str, int]) -> None:
     assert load_config(None, NO_ENVIRONMENT, {"listen": listen, "insecure": "yes"}).address == address
+
+
+def test_the_page_is_not_shown_to_the_network_unless_that_was_said() -> None:
+    with pytest.raises(InvalidRequest, match="shows beyond this machine"):
+        load_config(None, NO_ENVIRONMENT, {"http_listen": "0.0.0.0:7709"})
+    assert load_config(None, NO_ENVIRONMENT, {"http_listen": "0.0.0.0:7709", "insecure": "true"}).http_listen
