@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from phaul_client.cli import migrate, migrations, node, workloads
+from phaul_client.cli import drain, migrate, migrations, node, workloads
 from phaul_client.cli.connection import DaemonError
 from phaul_client.cli.errors import tell_error
 from phaul_client.cli.json_output import error_json, to_line
@@ -46,7 +46,7 @@ def phaul() -> None:
 
 for each in (
     *(workloads.run, workloads.ps, workloads.wait, workloads.stop, workloads.rm, workloads.logs),
-    *(migrate.migrate, migrations.status, migrations.report, migrations.cancel, migrations.resolve),
+    *(migrate.migrate, drain.drain, migrations.status, migrations.report, migrations.cancel, migrations.resolve),
     *(node.preflight, node.doctor, node.info),
 ):
     phaul.add_command(each)

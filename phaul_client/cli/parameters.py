@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from phaul.v1 import node_pb2
-from phaul_client.cli.connection import parse_host_port
+from phaul_client.cli.connection import parse_daemon, parse_host_port
 from phaul_client.cli.session import Session
 from phaul_client.cli.units import parse_duration, parse_rate
 from phaul_client.errors import PhaulError
@@ -82,10 +82,17 @@ def parse_grace(text: str) -> float:
     return seconds
 
 
+def parse_destinations(text: str) -> tuple[str, ...]:
+    """Addresses with commas between them. Raises `ValueError`."""
+    return tuple(parse_host_port(each) for each in text.split(","))
+
+
 DURATION: Final = Parsed("TIME", parse_duration)
 GRACE: Final = Parsed("SECONDS", parse_grace)
 RATE: Final = Parsed("RATE", parse_rate)
 DESTINATION: Final = Parsed("HOST[:PORT]", parse_host_port)
+DESTINATIONS: Final = Parsed("HOST[:PORT],…", parse_destinations)
+DAEMON: Final = Parsed("ADDRESS", parse_daemon)
 VARIABLE: Final = Parsed("NAME=VALUE", parse_variable)
 SIGNAL: Final = Parsed("SIGNAL", parse_signal)
 TARGET: Final = Parsed("PID|NAME", parse_target)

@@ -79,9 +79,9 @@ def _time(flag: str, text: str) -> Callable[[_Function], _Function]:
     return click.option(flag, type=parameters.DURATION, metavar="TIME", help=text)
 
 
+_TO: Final = click.option("--to", "destination", type=parameters.DESTINATION, metavar="HOST[:PORT]", required=True,
+                          help="The phauld to move it to; port 7707 if not given.")  # fmt: skip
 _DECLARATIONS: Final[tuple[Callable[[Any], Any], ...]] = (
-    click.option("--to", "destination", type=parameters.DESTINATION, metavar="HOST[:PORT]", required=True,
-                 help="The phauld to move it to; port 7707 if not given."),
     _choice("--mode", "Mode", "How memory gets there; default auto: phaul chooses and says why."),
     _choice("--restore", "RestoreMode", "All memory before it runs there (eager), or filled in while it runs (lazy)."),
     _choice("--tcp", "TcpPolicy", "Established TCP connections: refuse to move (default), move them, or close them."),
@@ -106,6 +106,11 @@ _DECLARATIONS: Final[tuple[Callable[[Any], Any], ...]] = (
 
 def migration_options(function: _Function) -> _Function:
     """All of them, and `--to`."""
+    return _TO(options_without_destination(function))
+
+
+def options_without_destination(function: _Function) -> _Function:
+    """All of them."""
     for declare in reversed(_DECLARATIONS):
         function = declare(function)
     return function
