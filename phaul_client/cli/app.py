@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from phaul_client.cli import drain, migrate, migrations, node, workloads
+from phaul_client.cli import completion, drain, migrate, migrations, node, top, workloads
 from phaul_client.cli.connection import DaemonError
 from phaul_client.cli.errors import tell_error
 from phaul_client.cli.json_output import error_json, to_line
@@ -21,7 +21,7 @@ _EXAMPLES: Final = examples(
     "phaul preflight db --to node-b                what would stand in the way?",
     "phaul migrate db --to node-b                  move it",
     "phaul --daemon node-b:7707 ps                 it runs there now",
-    'eval "$(_PHAUL_COMPLETE=bash_source phaul)"   completion in bash (zsh_source, fish_source)',
+    'eval "$(phaul completion bash)"               completion in bash (or zsh, fish)',
 )
 
 
@@ -47,7 +47,7 @@ def phaul() -> None:
 for each in (
     *(workloads.run, workloads.ps, workloads.wait, workloads.stop, workloads.rm, workloads.logs),
     *(migrate.migrate, drain.drain, migrations.status, migrations.report, migrations.cancel, migrations.resolve),
-    *(node.preflight, node.doctor, node.info),
+    *(top.top, node.preflight, node.doctor, node.info, completion.completion),
 ):
     phaul.add_command(each)
 
