@@ -7,13 +7,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Final, Protocol, assert_never
 
 from phaul.v1 import types_pb2
 from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase, Record
+from phaul_client.doubt import Doubt, Resolution, Speaker
 from phaul_client.errors import PeerError, PeerRefused, PhaulError
 from phaul_client.remote import GrpcRemote
 from phaul_client.status import from_failure
@@ -23,6 +23,7 @@ from phaul_client.tree import Tree
 logger = logging.getLogger(__name__)
 
 COMMIT_SECONDS: Final = 10.0
+ABORT_SECONDS: Final = 3.0
 FIRST_PATIENCE_SECONDS: Final = 0.05
 LAST_PATIENCE_SECONDS: Final = 5.0
 _ANSWERS: Final[Mapping[int, Event]] = {
@@ -41,14 +42,6 @@ class Journal(Protocol):
 
     async def record(self, phase: Phase) -> None:
         """On return the phase and what was noted survive a crash. Raises `OSError`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Doubt:
-    """What to do when the destination does not answer."""
-
-    seconds: float = 60.0  #: how long to ask before the doubt is an operator's
-    event: Event | None = None  #: what the policy says then; `None` holds
 
 
 async def nothing() -> None:
@@ -79,7 +72,8 @@ class Coordinator:
         self._transitions = commit.TRANSITIONS
         self._patience = FIRST_PATIENCE_SECONDS
         self._doubt_since = 0.0
-        self._resolution: asyncio.Future[Event] | None = None
+        self._has_expired = False  # the doubt, while the policy was asked
+        self._resolution = Resolution()
         self._abort: asyncio.Task[None] | None = None
         self._tree: Tree | None = None
         self._may_be_committed = False  # COMMITTED may be in the journal, whatever its write ended as
@@ -91,12 +85,22 @@ class Coordinator:
     def phase(self) -> Phase:
         return self._phase
 
-    def resolve(self, event: Event) -> bool:
-        """An operator's answer to a doubt; `False` when there is none."""
-        if self._phase not in commit.IN_DOUBT or self._resolution is None or self._resolution.done():
-            return False
-        self._resolution.set_result(event)
-        return True
+    @property
+    def spoken_for(self) -> str:
+        """Who has said what becomes of the tree, in place of the destination; "" if nobody has."""
+        return self._resolution.speaker
+
+    @property
+    def cause(self) -> BaseException | None:
+        """Of a roll-back; `None` if nobody said."""
+        return self._cause
+
+    def resolve(self, event: Event, operator: str = "an operator") -> asyncio.Future[Event] | None:
+        """An operator's word for a destination that does not answer: `None` when there is no doubt.
+
+        Else what the destination answers after all, if it does: then the word is void.
+        """
+        return self._resolution.give(event, operator) if self._phase in commit.IN_DOUBT else None
 
     async def fire(self, event: Event) -> None:
         """Take an event, and the ones that its acts lead to, to the end.
@@ -213,8 +217,11 @@ class Coordinator:
         return Event.TREE_RESUMED
 
     async def _send_commit(self) -> Event:
+        self._doubt_since = self._doubt_since or time.monotonic()
+        return await self._answer_to(self._commit())
+
+    async def _commit(self) -> Event:
         sent = time.monotonic()
-        self._doubt_since = self._doubt_since or sent
         try:
             answer = await self._remote.commit(timeout_seconds=COMMIT_SECONDS)
         except PeerError as exc:
@@ -225,17 +232,13 @@ class Coordinator:
         return Event.DESTINATION_RUNNING
 
     async def _ask_destination(self) -> Event:
-        """Ask after a pause that grows, unless an operator answers first."""
+        """Ask after a pause that grows, or once more at once when somebody has spoken for the destination."""
         self._doubt_since = self._doubt_since or time.monotonic()
-        if self._resolution is None:
-            self._resolution = asyncio.get_running_loop().create_future()
-        await asyncio.wait([self._resolution], timeout=self._patience)
-        if self._resolution.done():
-            self._cause = PhaulError(
-                "the destination did not answer; an operator, or the policy, decided", reason="OUTCOME_UNKNOWN"
-            )
-            return self._resolution.result()
+        await self._resolution.wait(self._patience)
         self._patience = min(2 * self._patience, LAST_PATIENCE_SECONDS)
+        return await self._answer_to(self._ask())
+
+    async def _ask(self) -> Event:
         try:
             session = await self._remote.get_session()
         except PeerRefused as exc:
@@ -248,22 +251,35 @@ class Coordinator:
             self._cause = from_failure(self._remote.address, session.error)
         return _ANSWERS.get(session.phase, Event.NO_ANSWER)
 
+    async def _answer_to(self, question: Coroutine[None, None, Event]) -> Event:
+        """The destination's answer, or an operator's or the policy's, who have given it up."""
+        answer, speaker = await self._resolution.against(question)
+        if speaker is Speaker.SOMEBODY_ELSE:
+            logger.warning("resolved migration_id=%s event=%s by=%s", self._migration_id, answer, self.spoken_for)
+            self._cause = PhaulError(
+                f"the destination did not answer; {self.spoken_for} decided", reason="OUTCOME_UNKNOWN"
+            )
+        elif speaker is Speaker.DESTINATION_AFTER_ALL:
+            logger.warning("not resolved: it answers migration_id=%s answer=%s", self._migration_id, answer)
+            self._doubt_since = time.monotonic()
+        return answer
+
     async def _wait_for_resolution(self) -> Event:
         """An operator's answer, where nobody else can give one."""
-        if self._resolution is None:
-            self._resolution = asyncio.get_running_loop().create_future()
-        return await asyncio.shield(self._resolution)
+        return await asyncio.shield(self._resolution.open())
 
     def _no_answer(self) -> Event:
-        if self._phase is Phase.HELD or time.monotonic() - self._doubt_since < self._doubt.seconds:
+        is_held = self._phase is Phase.HELD
+        if (is_held and not self._has_expired) or time.monotonic() - self._doubt_since < self._doubt.seconds:
             return Event.NO_ANSWER
-        if self._doubt.event is not None and self._resolution is not None and not self._resolution.done():
-            self._resolution.set_result(self._doubt.event)
-        return Event.DOUBT_EXPIRED
+        self._has_expired = True
+        if self._doubt.event is not None:
+            self._resolution.give(self._doubt.event, "the policy")
+        return Event.NO_ANSWER if is_held else Event.DOUBT_EXPIRED
 
     async def _abort_destination(self) -> None:
         try:
-            await self._remote.abort()
+            await self._remote.abort(timeout_seconds=ABORT_SECONDS)
         except PeerError as exc:
             logger.warning("abort not answered, the lease will do it migration_id=%s error=%s", self._migration_id, exc)
 

@@ -17,8 +17,9 @@ from typing import Any, Final, Protocol, runtime_checkable
 from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase
 from phaul_client.config import Config
-from phaul_client.coordinator import Coordinator, Doubt, Journal, nothing
+from phaul_client.coordinator import Coordinator, Journal, nothing
 from phaul_client.cork import uncork
+from phaul_client.doubt import Doubt
 from phaul_client.errors import MigrationCancelled, PeerError, PhaulError, RolledBack
 from phaul_client.images import open_directory, relative_parent
 from phaul_client.pieces import carried_pieces, image_pieces
@@ -131,6 +132,13 @@ class CriuLocal(Coordinator):
             self._task.cancel()
         return True
 
+    def lose_destination(self, error: PeerError) -> bool:
+        """It is silent or has given up: as a cancel, but that is why; `False` when it is too late for that."""
+        if self._phase not in commit.CANCELLABLE:
+            return False
+        self._cause = self._cause or error
+        return self.cancel(Event.FAILED)
+
     async def carry_beforehand(self) -> None:
         """Send the carried files while the tree runs, so that only their tails are left. Raises `PeerError`."""
         for path in self._settings.carried:
@@ -209,6 +217,7 @@ class CriuLocal(Coordinator):
     def _start_watchdog(self) -> None:
         """From now on the tree stands still. Until now it ran, and the wait for criu's turn may have been long."""
         assert self._config is not None
+        self._remote.watch_closely()
         self._check_root(self._config.pid)  # criu holds it: it cannot become another one any more
         self._stopped_before = stopped_pids(self._config.pid)
         self._journal.note(stopped_before=sorted(self._stopped_before))

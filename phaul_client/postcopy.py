@@ -22,7 +22,8 @@ from typing import Any, Final, Protocol
 from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase
 from phaul_client.config import Config
-from phaul_client.coordinator import Doubt, Journal, Recovery, nothing
+from phaul_client.coordinator import Journal, Recovery, nothing
+from phaul_client.doubt import Doubt
 from phaul_client.errors import PeerError, PeerRefused, PhaseError, PhaulError
 from phaul_client.images import relative_parent
 from phaul_client.local import CriuLocal, Settings

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Final, Protocol, Self, TypeVar
 
@@ -16,6 +16,7 @@ import grpc
 
 from phaul.v1 import remote_pb2, remote_pb2_grpc, types_pb2
 from phaul_client.errors import PeerError, PeerUnavailable, RemoteProtocolError
+from phaul_client.lease import Lease
 from phaul_client.pacing import set_pace
 from phaul_client.pieces import messages
 from phaul_client.status import from_rpc_error
@@ -28,7 +29,6 @@ CONNECT_SECONDS: Final = 5.0
 #: After the source's criu has sent its last page the page server only has to flush.
 STOP_ITER_SECONDS: Final = 120.0
 PUT_IMAGES_SECONDS: Final = 120.0
-LEASE_RENEWALS: Final = 3  # per lease
 STREAM_KINDS: Final = {
     StreamKind.PAGES: types_pb2.STREAM_KIND_PAGES,
     StreamKind.LAZY_PAGES: types_pb2.STREAM_KIND_LAZY_PAGES,
@@ -60,7 +60,8 @@ class GrpcRemote:
         self._index = 0
         self._receiving = False
         self._destination_node_id = destination_node_id
-        self._lease: asyncio.Task[None] | None = None
+        self._lease: Lease | None = None
+        self.on_lost: Callable[[PeerError], None] = lambda _: None  #: told once, when the lease cannot be renewed
         self._limit_bytes_per_second = 0
 
     async def __aenter__(self) -> Self:
@@ -99,7 +100,8 @@ class GrpcRemote:
         self._destination_node_id = answer.destination.node_id
         host = self.address.rpartition(":")[0].strip("[]")
         self._socket = await self._connect(host, answer.data_port, Preamble(StreamKind.PAGES, answer.data_token))
-        self._lease = asyncio.create_task(self._renew(answer.lease.ToTimedelta().total_seconds()), name="lease")
+        seconds = answer.lease.ToTimedelta().total_seconds()
+        self._lease = Lease(self.address, seconds, self._renew, lambda error: self.on_lost(error))
         return answer
 
     async def open_stream(self, kind: StreamKind) -> socket.socket:
@@ -169,25 +171,24 @@ class GrpcRemote:
         )
         return (await self._call(self._stub.GetSession(request, timeout=timeout_seconds))).session
 
-    async def abort(self) -> remote_pb2.AbortResponse:
+    async def abort(self, *, timeout_seconds: float = CALL_SECONDS) -> remote_pb2.AbortResponse:
         """End the session if it is not committed. Raises `PeerError`."""
-        return await self._call(
-            self._stub.Abort(remote_pb2.AbortRequest(migration_id=self.migration_id), timeout=CALL_SECONDS)
-        )
+        request = remote_pb2.AbortRequest(migration_id=self.migration_id)
+        return await self._call(self._stub.Abort(request, timeout=timeout_seconds))
 
     def stop_renewing(self) -> None:
         """Let the lease run out."""
         if self._lease is not None:
             self._lease.cancel()
 
-    async def _renew(self, lease_seconds: float) -> None:
+    def watch_closely(self) -> None:
+        """The tree stands still: a silent destination is noticed within seconds, see `lease.py`."""
+        if self._lease is not None:
+            self._lease.watch_closely()
+
+    async def _renew(self, timeout_seconds: float) -> None:
         request = remote_pb2.RenewLeaseRequest(migration_id=self.migration_id)
-        while True:
-            await asyncio.sleep(lease_seconds / LEASE_RENEWALS)
-            try:
-                await self._stub.RenewLease(request, timeout=lease_seconds / LEASE_RENEWALS)
-            except grpc.aio.AioRpcError as exc:  # the lease has two more chances; what matters asks for itself
-                logger.warning("lease not renewed migration_id=%s error=%s", self.migration_id, exc.details())
+        await self._call(self._stub.RenewLease(request, timeout=timeout_seconds))
 
     async def _connect(self, host: str, port: int, preamble: Preamble) -> socket.socket:
         loop = asyncio.get_running_loop()

@@ -44,6 +44,7 @@ _CODES: Final = {
     "PAGE_SERVER_FAILED": code_pb2.ABORTED,
     "OUTCOME_UNKNOWN": code_pb2.UNKNOWN,
     "UNSUPPORTED": code_pb2.UNIMPLEMENTED,
+    "DAEMON_RESTARTED": code_pb2.ABORTED,
     "INTERNAL": code_pb2.INTERNAL,
 }
 _REASONS: Final = {

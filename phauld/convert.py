@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final
 
-from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf import duration_pb2, json_format, timestamp_pb2
 
 from phaul.v1 import types_pb2
 from phaul_client import commit
 from phaul_client.client import RoundEnded
+from phaul_client.errors import PhaulError
 from phaul_client.policy import Iterate, Verdict
 from phaul_client.rounds import usable
 from phaul_client.status import log_tail_of, reason_of, remedy_of
@@ -57,6 +59,13 @@ def failure(error: BaseException) -> types_pb2.Failure:
         remedy=remedy_of(error),
         log_tail=log_tail_of(error).splitlines()[-LOG_TAIL_LINES:],
     )
+
+
+def error(recorded: Mapping[str, object]) -> PhaulError:
+    """The error of a `failure` that was written down as JSON."""
+    found = json_format.ParseDict(dict(recorded), types_pb2.Failure(), ignore_unknown_fields=True)
+    reason = types_pb2.ErrorReason.Name(found.reason).removeprefix("ERROR_REASON_") if found.reason else ""
+    return PhaulError(found.message, reason=reason, remedy=found.remedy)
 
 
 def round_message(index: int, ended: RoundEnded, bandwidth: float) -> types_pb2.RoundStats:

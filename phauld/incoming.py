@@ -17,8 +17,10 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, assert_never
 
+from google.protobuf import json_format
+
 from phaul_client.config import Config
-from phaul_client.errors import ImageCorrupt, PhaseError
+from phaul_client.errors import ImageCorrupt, PhaseError, PhaulError
 from phaul_client.images import relative_parent
 from phaul_client.tree import identity, is_alive, wait_until_gone
 from phaul_criu.child import Child, finish
@@ -27,7 +29,7 @@ from phaul_criu.errors import CriuError
 from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.requests import RestoreOptions
 from phaul_criu.swrk import Notification, Swrk
-from phauld import session
+from phauld import convert, session
 from phauld.dataport import DataPort, Expected
 from phauld.fetching import Fetching
 from phauld.images import ImageWriter
@@ -43,6 +45,10 @@ logger = logging.getLogger(__name__)
 STREAM_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 RELEASE_SECONDS: Final = 60.0
+_WHY_ABORTED: Final = {
+    Event.LEASE_EXPIRED: ("LEASE_EXPIRED", "the source was silent", "try again; a larger lease_seconds"),
+    Event.RESTARTED: ("DAEMON_RESTARTED", "phauld was started anew at the destination before the commit", "try again"),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +178,8 @@ class Session:
         self._made = self.incoming.carried
         self._lazy_left = entry.detail.get("lazy")
         self._directory = Path(entry.detail.get("images", self._directory))
+        if entry.failure is not None:
+            self.failure = convert.error(entry.failure)
         if "relay" in entry.detail:
             filling = "fetching" in entry.detail and not entry.cleaned
             self._fetching = Fetching.found(self._directory / "relay", entry.detail["relay"], is_filling=filling)
@@ -352,6 +360,8 @@ class Session:
         """A phase is entered once it is in the journal."""
         async with self._lock:
             phase, actions = session.advance(self._phase, event, self._transitions)
+            if phase is Phase.ABORTED and self._phase not in session.FINAL:
+                self._note_why(event)
             for action in actions:
                 if isinstance(action, Record):
                     await self._journal.record(action.phase)
@@ -360,6 +370,14 @@ class Session:
                     await self._perform(action)
             await self._enter(phase)
         self.renew()
+
+    def _note_why(self, event: Event) -> None:
+        """It is about to be aborted: for the source, which may ask much later."""
+        if self.failure is None and event in _WHY_ABORTED:
+            reason, message, remedy = _WHY_ABORTED[event]
+            self.failure = PhaulError(message, reason=reason, remedy=remedy)
+        if self.failure is not None:
+            self._journal.note_failure(json_format.MessageToDict(convert.failure(self.failure)))
 
     def _post(self, event: Event) -> None:
         """Something happened: take it when its turn comes; too late is no error.

@@ -16,7 +16,6 @@ import grpc
 from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, types_pb2
-from phaul_client.commit import Event
 from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError, TooManyMigrations, WorkloadNotFound
 from phaul_client.tree import identity
 from phauld import convert
@@ -25,7 +24,7 @@ from phauld.costs import CostBook
 from phauld.journal import Journal, OutgoingEntry
 from phauld.node import Node
 from phauld.observer import NOBODY, Observer
-from phauld.outgoing import Outgoing, Target
+from phauld.outgoing import RESOLUTIONS, Outgoing, Target
 from phauld.workloads import Workloads
 
 logger = logging.getLogger(__name__)
@@ -170,16 +169,12 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
 
     async def Resolve(self, request: migrations_pb2.ResolveRequest, context: Context) -> migrations_pb2.ResolveResponse:
         outgoing = self._get(request.migration_id)
-        events = {
-            migrations_pb2.RESOLUTION_KILL: Event.RESOLVED_KILL,
-            migrations_pb2.RESOLUTION_RESUME: Event.RESOLVED_RESUME,
-        }
-        if request.resolution not in events:
+        if request.resolution not in RESOLUTIONS:
             raise InvalidRequest("resolution is neither KILL nor RESUME")
-        if not outgoing.resolve(events[request.resolution]):
+        if outgoing.record.resolution == request.resolution:
+            await outgoing.wait()
+        elif not await outgoing.resolve(request):
             raise PhaulError("it is not in doubt: there is nothing to resolve", reason="WRONG_PHASE")
-        outgoing.record.resolution = request.resolution
-        await outgoing.wait()
         return migrations_pb2.ResolveResponse(migration=outgoing.record)
 
     async def preflight(self, request: node_pb2.PreflightRequest) -> node_pb2.PreflightResponse:

@@ -26,11 +26,13 @@ from phaul_client import commit, timeline
 from phaul_client.client import Client, RoundEnded
 from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
-from phaul_client.coordinator import Coordinator, Doubt, Recovery
+from phaul_client.coordinator import Coordinator, Recovery
+from phaul_client.doubt import Doubt
 from phaul_client.errors import (
     InvalidRequest,
     MigrationCancelled,
     OutcomeUnknown,
+    PeerError,
     PeerUnavailable,
     PhaseError,
     PhaulError,
@@ -43,7 +45,7 @@ from phaul_client.policy import DowntimePolicy, Forecast, Policy, PostCopyPolicy
 from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress, RelayGone
 from phaul_client.remote import GrpcRemote
 from phaul_client.rounds import PAGE_SIZE_BYTES
-from phaul_client.status import reason_of
+from phaul_client.status import reason_of, remedy_of
 from phaul_client.tree import Tree, descendants, identity, is_alive, wait_until_gone, waits_for_pages
 from phaul_criu.child import finish
 from phaul_criu.stats import DumpStats
@@ -65,10 +67,15 @@ WITH_ROUNDS: Final = (Mode.PRE_COPY, Mode.HYBRID)
 UNWIND_SECONDS: Final = 10.0
 FILLED_SECONDS: Final = 0.1
 AGAIN_SECONDS: Final = 1.0
+ANSWERED_SECONDS: Final = 3.0
 RATE_SAMPLES: Final = 5
 #: An end of an attempt in these is not the end of the migration: a recovery goes on from the journal.
 _LEFT_TO_THE_NEXT: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED, Phase.ROLLING_BACK})
 _ROUNDS: Final = (Phase.PREFLIGHT, Phase.OPENING, Phase.ITERATING)
+RESOLUTIONS: Final = {
+    migrations_pb2.RESOLUTION_KILL: Event.RESOLVED_KILL,
+    migrations_pb2.RESOLUTION_RESUME: Event.RESOLVED_RESUME,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,10 +248,39 @@ class Outgoing:
     def _use(self, remote: GrpcRemote) -> None:
         self._remote = remote
         remote.limit(self._options.bandwidth_limit_bytes_per_second)
+        remote.on_lost = self._lose_destination
 
-    def resolve(self, event: Event) -> bool:
-        """An operator's answer to a doubt; `False` when there is none, or nobody to hear it (for a moment)."""
-        return not self._is_left and self._coordinator is not None and self._coordinator.resolve(event)
+    def _lose_destination(self, error: PeerError) -> None:
+        local = self._coordinator
+        if isinstance(local, CriuLocal) and local.lose_destination(error) and not local.is_dumping:
+            assert self._task is not None
+            self._task.cancel()  # a round waits, perhaps for ever, for a connection that is dead
+
+    async def resolve(self, request: migrations_pb2.ResolveRequest) -> bool:
+        """An operator's answer to a doubt, seen to its end; `False` when there is none, or nobody to hear it.
+
+        Raises `PhaulError` if the destination answers after all, and does not end it: then it decides.
+        """
+        if self._is_left or self._coordinator is None or self._task is None:
+            return False
+        operator = f"an operator ({request.reason})" if request.reason else "an operator"
+        answer = self._coordinator.resolve(RESOLUTIONS[request.resolution], operator)
+        if answer is None:
+            return False
+        self.record.resolution = request.resolution
+        self._journal.note(resolution=migrations_pb2.Resolution.Name(request.resolution), reason=request.reason)
+        answer.add_done_callback(lambda _: self.record.ClearField("resolution"))
+        ends: set[asyncio.Future[Any]] = {self._task, answer}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            await asyncio.wait({self._task}, timeout=ANSWERED_SECONDS)
+            if not self.is_over:
+                raise PhaulError(
+                    f"the destination answers for itself ({answer.result()}): it decides",
+                    reason="WRONG_PHASE",
+                    remedy=f"phaul status {self.migration_id}",
+                )
+        return True
 
     async def stop(self) -> None:
         """phauld stops: cancel what can be cancelled; what is in doubt stays so, in the journal."""
@@ -402,7 +438,15 @@ class Outgoing:
             if await recovery.run() is Phase.DONE:
                 self._moved(recovery.destination_pid)
             else:
-                raise RolledBack(self.migration_id, "phauld was restarted in the middle; the process runs on here")
+                raise self._why_rolled_back(recovery)
+
+    def _why_rolled_back(self, recovery: Recovery) -> RolledBack:
+        """The destination's reason, or whoever spoke for it; else that phauld was started anew."""
+        cause = recovery.cause
+        if cause is not None:
+            return RolledBack(self.migration_id, str(cause), reason=reason_of(cause), remedy=remedy_of(cause))
+        message = "phauld was restarted in the middle; the process runs on here"
+        return RolledBack(self.migration_id, message, reason="DAEMON_RESTARTED", remedy="try again")
 
     def _make_recovery(self, remote: GrpcRemote, entry: OutgoingEntry) -> Recovery:
         tree = recorded_tree(entry.detail)
@@ -536,6 +580,10 @@ class Outgoing:
         self._leave_phase()
         self.record.phase = types_pb2.MIGRATION_PHASE_DONE
         self.record.status_text = f"runs on {self.record.destination.node_name} as PID {destination_pid}"
+        if self._coordinator is not None and self._coordinator.spoken_for:
+            self.record.status_text = (
+                f"killed here, as {self._coordinator.spoken_for} decided: the destination did not answer"
+            )
         logger.info(
             "moved migration_id=%s pid=%d destination=%s pause_ms=%.1f",
             self.migration_id,

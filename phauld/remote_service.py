@@ -200,7 +200,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
     ) -> remote_pb2.RenewLeaseResponse:
         found = await self._get(request.migration_id)
         if found.phase not in session.LEASED:
-            raise PhaseError(found.phase, "RENEW_LEASE")
+            raise found.failure or PhaseError(found.phase, "RENEW_LEASE")
         found.renew()
         return remote_pb2.RenewLeaseResponse(
             lease=convert.duration(found.incoming.lease_seconds), session=self._message(found)

@@ -21,7 +21,7 @@ from phaul_client import coordinator, pieces
 from phaul_client.client import Client
 from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
-from phaul_client.coordinator import Doubt
+from phaul_client.doubt import LAST_WORD_SECONDS, Doubt
 from phaul_client.errors import MigrationCancelled, PhaulError, RolledBack
 from phaul_client.local import CriuLocal, Settings
 from phaul_client.policy import PostCopyPolicy
@@ -427,6 +427,73 @@ async def test_an_operator_decides(move: Move, event: Event, criu_dies: bool) ->
         await task
         assert move.tree.is_gone
         assert move.local.phase is Phase.DONE
+
+
+@pytest.mark.parametrize("name", ["commit", "get_session"])
+@pytest.mark.parametrize("event", [Event.RESOLVED_RESUME, Event.RESOLVED_KILL])
+async def test_an_operator_need_not_wait_for_a_node_that_is_silent(move: Move, event: Event, name: str) -> None:
+    silence = asyncio.Event()
+
+    async def silent() -> None:
+        silence.set()
+        await for_ever()
+
+    if name == "commit":  # the answer is lost, then it says that it is prepared, then nothing any more
+        move.script(commit=[Act(before=unavailable()), Act(before=silent)], get_session=[Act()])
+    else:
+        move.script(commit=[Act(before=unavailable())], get_session=[Act(before=silent)])
+    move.script(abort=[Act(before=unavailable())])
+    task = move.start()
+    async with asyncio.timeout(5):
+        await silence.wait()
+    assert move.tree.is_silent
+    assert move.local.resolve(event) is not None
+    async with asyncio.timeout(2 * LAST_WORD_SECONDS):
+        if event is Event.RESOLVED_RESUME:
+            with pytest.raises(RolledBack, match="operator"):
+                await task
+            move.assert_rolled_back()
+        else:
+            await task
+            assert move.tree.is_gone
+
+
+async def test_a_destination_that_answers_after_all_overrules_an_operator(move: Move) -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        asked.set()
+        await go.wait()
+
+    move.script(commit=[Act(after=unavailable())], get_session=[Act(before=slow)])
+    task = move.start()
+    await asked.wait()
+    overruled = move.local.resolve(Event.RESOLVED_RESUME)
+    await asyncio.sleep(0.2)
+    go.set()
+    await task
+    move.assert_moved()
+    assert overruled is not None
+    assert overruled.result() is Event.DESTINATION_RUNNING
+    assert not move.local.spoken_for
+
+
+async def test_the_policy_is_asked_again_when_a_destination_has_answered_and_is_silent_again(move: Move) -> None:
+    move.doubt = Doubt(seconds=0.3, event=Event.RESOLVED_RESUME)
+    answers: list[str] = []
+
+    async def once() -> None:
+        if Phase.HELD not in move.phases or answers:
+            raise unavailable()
+        answers.append("committing")
+        move.remote.phase = SessionPhase.COMMITTING
+
+    lost = [Act(before=unavailable())]
+    move.script(commit=lost, get_session=[Act(before=once)], abort=lost)
+    with pytest.raises(RolledBack, match="policy"):
+        await move.run()
+    assert answers
+    move.assert_rolled_back()
 
 
 @pytest.mark.parametrize("event", [Event.RESOLVED_RESUME, Event.RESOLVED_KILL])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from phaul.v1 import types_pb2
-from phaul_client.commit import Event, Phase
+from phaul.v1 import migrations_pb2, types_pb2
+from phaul_client.commit import Phase
 from phaul_client.coordinator import Recovery
 from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
@@ -84,10 +84,14 @@ async def test_an_attempt_that_fails_in_doubt_is_made_again_and_can_be_resolved(
     await bench.resume(Phase.HELD)
     await until(lambda: len(runs) == 1 and bench.outgoing.record.HasField("error"))
     assert not bench.outgoing.is_over
-    assert not bench.outgoing.resolve(Event.RESOLVED_KILL)  # nobody would hear it
-    await until(lambda: len(runs) == 2 and bench.outgoing.resolve(Event.RESOLVED_KILL), timeout_seconds=10)
-    async with asyncio.timeout(10):
-        await bench.outgoing.wait()
+    kill = migrations_pb2.ResolveRequest(resolution=migrations_pb2.RESOLUTION_KILL, reason="burnt down")
+    assert not await bench.outgoing.resolve(kill)  # nobody would hear it
+    async with asyncio.timeout(20):
+        while not await bench.outgoing.resolve(kill):  # noqa: ASYNC110 - nothing tells when it may be
+            await asyncio.sleep(0.05)
+    assert len(runs) == 2
+    assert bench.outgoing.record.resolution == migrations_pb2.RESOLUTION_KILL
+    assert "an operator (burnt down)" in bench.outgoing.record.status_text
     assert bench.outgoing.record.phase == types_pb2.MIGRATION_PHASE_DONE
     assert not bench.outgoing.record.HasField("error")
 

@@ -58,6 +58,9 @@ class ScriptedRemote(GrpcRemote):
     def page_socket(self) -> socket.socket:
         return self.page_socket_pair[0]
 
+    def watch_closely(self) -> None:
+        pass  # it has no lease
+
     @property
     def image_index(self) -> int:
         return 1
@@ -92,7 +95,7 @@ class ScriptedRemote(GrpcRemote):
         phase = types_pb2.SessionPhase.Value(f"SESSION_PHASE_{self.phase}")
         return remote_pb2.Session(phase=phase, pid=77, error=self.error)
 
-    async def abort(self) -> remote_pb2.AbortResponse:
+    async def abort(self, *, timeout_seconds: float = 10.0) -> remote_pb2.AbortResponse:
         await self._play("abort", self.lose)
         return remote_pb2.AbortResponse()
 

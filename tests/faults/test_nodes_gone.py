@@ -92,6 +92,78 @@ async def test_a_destination_that_is_gone_before_the_commit_costs_nothing(tmp_pa
         await _until(lambda: _beats(made, victim))
 
 
+@pytest.mark.parametrize("resume", [True])
+async def test_an_operator_is_heard_at_once_though_the_node_is_silent(tmp_path: Path, resume: bool) -> None:
+    """No reset, no refusal: packets go nowhere, and each question is waited for until its deadline."""
+    async with bench(tmp_path) as made:
+        await made.start()
+        victim = await made.run_victim()
+        stalled = asyncio.Event()
+
+        async def stall() -> None:
+            made.link.stall()
+            stalled.set()
+
+        made.gates.plan(COMMITTED if resume else RAN, stall)
+        asked = Options(restore_mode=types_pb2.RESTORE_MODE_EAGER)
+        asked.in_doubt_timeout.FromMilliseconds(500)
+        await made.migrate(victim, migration_id="gone", options=asked)
+        async with asyncio.timeout(20):
+            await stalled.wait()
+        await made.nodes["b"].end()
+        await made.settle("gone", held=True)
+        resolution = migrations_pb2.RESOLUTION_RESUME if resume else migrations_pb2.RESOLUTION_KILL
+        request = migrations_pb2.ResolveRequest(migration_id="gone", resolution=resolution, reason="burnt down")
+        answer = await made.migrations("a").Resolve(request, timeout=9)
+        again = await made.migrations("a").Resolve(request, timeout=9)
+        assert answer == again
+        assert answer.migration.resolution == resolution
+        assert await _beats(made, victim) == resume
+        said = answer.migration.error.message if resume else answer.migration.status_text
+        assert "an operator (burnt down)" in said
+
+
+@pytest.mark.parametrize("at", ["a:dump:pre-dump:notify", "a>b:Restore:request"])
+async def test_a_node_that_falls_silent_ends_the_freeze_within_seconds(tmp_path: Path, at: str) -> None:
+    async with bench(tmp_path) as made:
+        await made.start()
+        victim = await made.run_victim(mib=16)
+
+        async def vanish() -> None:
+            made.link.stall()
+            made.gates.clear()
+
+        made.gates.plan(at, vanish)
+        asked = Options(restore_mode=types_pb2.RESTORE_MODE_EAGER)
+        asked.freeze_budget.FromMilliseconds(600_000)
+        await made.migrate(victim, migration_id="gone", options=asked)
+        await made.settle("gone")
+        assert await _beats(made, victim)
+        record = await made.record("gone")
+        assert record is not None
+        assert record.phase == types_pb2.MIGRATION_PHASE_ROLLED_BACK
+        assert record.error.reason == types_pb2.ERROR_REASON_PEER_UNREACHABLE
+        made.link.mend()
+        judgement = await made.judge(victim, "gone")
+        assert (judgement.alive, judgement.leftovers, judgement.complaints) == (1, (), ()), judgement
+
+
+async def test_a_destination_that_was_started_anew_says_so(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        await made.start()
+        victim = await made.run_victim()
+
+        async def kill() -> None:
+            await made.kill_daemon("b", restart_after_seconds=0)
+
+        made.gates.plan(COMMITTED, kill)
+        await made.migrate(victim, migration_id="anew", options=Options())
+        await made.settle("anew")
+        judgement = await made.judge(victim, "anew")
+        assert (judgement.outcome, judgement.alive, judgement.leftovers) == ("resumed", 1, ()), judgement
+        assert judgement.reason == "DAEMON_RESTARTED", judgement
+
+
 def _processes(made: Bench) -> list[tuple[int, str]]:
     from tests.inventory import processes
 

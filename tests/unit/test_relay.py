@@ -12,7 +12,8 @@ import pytest
 
 from phaul_client import commit
 from phaul_client.commit import Phase
-from phaul_client.coordinator import Coordinator, Doubt
+from phaul_client.coordinator import Coordinator
+from phaul_client.doubt import Doubt
 from phaul_client.postcopy import RelayGone, RelaySilent
 from phaul_client.tree import identity
 from phauld import relay, relays
