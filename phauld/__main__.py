@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--insecure", action="store_const", const="true", help="listen beyond loopback without TLS")
     add("--log-level", metavar="LEVEL", help="debug, info, warning or error (default info)")
     add("--log-format", metavar="FORMAT", help="text, or json: one object a line (default text)")
+    add("--otlp-endpoint", metavar="URL", help="send traces there by OTLP, as http://localhost:4317 (default: none)")
     add("--http-listen", metavar="HOST:PORT", help="address of the page, /metrics and /healthz (default: none)")
     add("--lease-seconds", metavar="S", help="abort an incoming migration whose source is silent for so long (30)")
     add("--max-incoming", metavar="N", help="incoming migrations at a time (16)")

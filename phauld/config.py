@@ -52,6 +52,7 @@ class Config:
     insecure: bool = False  #: listen beyond loopback without TLS
     log_level: str = "info"  #: debug, info, warning or error
     log_format: str = "text"  #: text for people, or json: one object a line
+    otlp_endpoint: str = ""  #: where traces are sent by OTLP over gRPC; empty: none are made
     http_listen: str = ""  #: HOST:PORT of the page, /metrics and /healthz; empty: none
     lease_seconds: float = 30.0  #: an incoming migration whose source is silent for so long is aborted
     max_incoming: int = 16  #: incoming migrations at a time

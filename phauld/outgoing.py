@@ -13,7 +13,7 @@ import logging
 import shutil
 import socket
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -152,10 +152,12 @@ class Outgoing:
 
     def start(self) -> None:
         """Move the process."""
+        self._observer.migration_started(self.record)
         self._task = asyncio.create_task(self._see_through(self._migrate()), name=f"migration-{self.migration_id}")
 
     def resume(self, entry: OutgoingEntry) -> None:
         """Bring to its end what an earlier phauld left in the journal."""
+        self._observer.migration_started(self.record)
         self._task = asyncio.create_task(self._see_through(self._recover(entry)), name=f"recovery-{self.migration_id}")
 
     async def check(self) -> None:
@@ -339,7 +341,9 @@ class Outgoing:
 
     async def _migrate(self) -> None:
         async with (
-            open_channel(self.record.destination_address) as channel,
+            open_channel(
+                self.record.destination_address, self._observer.client_interceptors(self.migration_id)
+            ) as channel,
             GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
             asyncio.timeout(self._options.deadline_seconds) as deadline,
         ):
@@ -423,7 +427,9 @@ class Outgoing:
         if "relay" not in entry.detail:  # else criu may still serve pages
             await wait_or_kill(entry.detail.get("criu"))
         async with (
-            open_channel(self.record.destination_address) as channel,
+            open_channel(
+                self.record.destination_address, self._observer.client_interceptors(self.migration_id)
+            ) as channel,
             GrpcRemote(
                 self.record.destination_address,
                 channel,
@@ -678,9 +684,11 @@ class Outgoing:
             self._changed.notify_all()
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
+def open_channel(address: str, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()) -> grpc.aio.Channel:
     """A connection of its own: what a cut did to another migration's (a back-off, a dead socket) is not ours."""
-    return grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+    return grpc.aio.insecure_channel(
+        address, options=[("grpc.use_local_subchannel_pool", 1)], interceptors=tuple(interceptors)
+    )
 
 
 async def wait_or_kill(process: Mapping[str, Any] | None) -> None:

@@ -30,12 +30,13 @@ from phauld.migrations_service import MigrationsService
 from phauld.node import Node
 from phauld.node_service import NodeService
 from phauld.notify import Notifier
-from phauld.observer import NOBODY
+from phauld.observer import Observers
 from phauld.remote_service import RemoteService, Terms
 from phauld.workloads import Workloads
 
 if TYPE_CHECKING:
     from phauld.metrics import Metrics
+    from phauld.tracing import Tracing
     from phauld.web import Web
 
 logger = logging.getLogger(__name__)
@@ -94,10 +95,13 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
         max_incoming=config.max_incoming,
     )
     metrics = _metrics(config, node)
-    observer = metrics or NOBODY
+    tracing = _tracing(config, node)
+    if tracing is not None:
+        stack.push_async_callback(tracing.close)
+    observer = Observers([each for each in (metrics, tracing) if each is not None])
     remote = RemoteService(node, terms, workloads, data_port, journal, observer)
     migrations = MigrationsService(node, config.images_dir, workloads, journal, config.max_outgoing, observer)
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+    server = grpc.aio.server(interceptors=[*observer.server_interceptors(), ErrorInterceptor()], options=_OPTIONS)
     remote_pb2_grpc.add_RemoteServicer_to_server(remote, server)
     migrations_pb2_grpc.add_MigrationsServicer_to_server(migrations, server)
     node_pb2_grpc.add_NodeServicer_to_server(NodeService(node, workloads, migrations.preflight), server)
@@ -141,6 +145,14 @@ def _metrics(config: Config, node: Node) -> Metrics | None:
     from phauld.metrics import Metrics  # what nobody asked for costs nothing
 
     return Metrics(node)
+
+
+def _tracing(config: Config, node: Node) -> Tracing | None:
+    if not config.otlp_endpoint:
+        return None
+    from phauld.tracing import Tracing
+
+    return Tracing(node, config.otlp_endpoint)
 
 
 async def _start_web(

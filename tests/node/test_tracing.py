@@ -1,0 +1,69 @@
+"""One trace over both daemons, as a collector receives it by OTLP; and a collector that is away changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.nodes import Nodes
+
+pytest.importorskip("opentelemetry.sdk", reason="OpenTelemetry is not installed: phaul[otel]")
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps each span with the name of the node that it is of."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, Any]] = []
+
+    async def Export(self, request: Any, context: Any) -> Any:
+        for resource in request.resource_spans:
+            values = {each.key: each.value.string_value for each in resource.resource.attributes}
+            for scope in resource.scope_spans:
+                self.spans += [(values["host.name"], span) for span in scope.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+async def test_a_migration_is_one_trace_over_both_nodes(nodes: Nodes, tmp_path: Path) -> None:
+    collector, server = Collector(), grpc.aio.server()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
+    endpoint = f"unix:{tmp_path / 'otlp'}"
+    server.add_insecure_port(endpoint)
+    await server.start()
+    try:
+        for node in (nodes.a, nodes.b):
+            await node.start_phauld(otlp_endpoint=endpoint)
+        await nodes.a.phaul("run", "--name", "clock", "--", "sleep", "1000", check=True)
+        await nodes.a.phaul("migrate", "clock", "--to", nodes.b.address, check=True)
+        for node in (nodes.a, nodes.b):
+            assert await node.kill_phauld(15) == 0  # what is left is sent
+    finally:
+        await server.stop(1)
+    by_node = {name: [span for node, span in collector.spans if node == name] for name in ("a", "b")}
+    (root,) = [span for span in by_node["a"] if span.name == "migration"]
+    assert {span.trace_id for _, span in collector.spans} == {root.trace_id}
+    at_a, at_b = ({span.name for span in spans} for spans in by_node.values())
+    assert {"preflight", "freezing", "freeze and dump", "phaul.v1.Remote/Restore", "phaul.v1.Remote/PutImages"} <= at_a
+    assert {"phaul.v1.Remote/Restore", "criu builds the tree", "phaul.v1.Remote/Commit"} <= at_b
+    calls = {span.span_id for span in by_node["a"] if span.name == "phaul.v1.Remote/Restore"}
+    (restore,) = [span for span in by_node["b"] if span.name == "phaul.v1.Remote/Restore"]
+    assert restore.parent_span_id in calls
+    assert all(span.end_time_unix_nano >= span.start_time_unix_nano > 0 for _, span in collector.spans)
+
+
+async def test_a_collector_that_is_away_holds_up_nothing(nodes: Nodes, tmp_path: Path) -> None:
+    for node in (nodes.a, nodes.b):
+        await node.start_phauld(otlp_endpoint=f"unix:{tmp_path / 'nobody'}")
+    await nodes.a.phaul("run", "--name", "clock", "--", "sleep", "1000", check=True)
+    await nodes.a.phaul("migrate", "clock", "--to", nodes.b.address, check=True)
+    started = time.monotonic()
+    assert tuple(await asyncio.gather(nodes.a.kill_phauld(15), nodes.b.kill_phauld(15))) == (0, 0)
+    assert time.monotonic() - started < 10  # END_SECONDS of the nodes; it gives up after 3
