@@ -50,13 +50,17 @@ Preflight = Callable[[node_pb2.PreflightRequest], Awaitable[node_pb2.PreflightRe
 class NodeService(node_pb2_grpc.NodeServicer):
     """This node."""
 
-    def __init__(self, node: Node, workloads: Workloads, preflight: Preflight) -> None:
+    def __init__(
+        self, node: Node, workloads: Workloads, preflight: Preflight, active: Callable[[], tuple[int, int]]
+    ) -> None:
         self._node = node
         self._preflight = preflight
         self._workloads = workloads
+        self._active = active  # migrations in and out
 
     async def GetInfo(self, request: node_pb2.GetInfoRequest, context: Context) -> node_pb2.GetInfoResponse:
-        return node_pb2.GetInfoResponse(node=self._node.info())
+        incoming, outgoing = self._active()
+        return node_pb2.GetInfoResponse(node=self._node.info(incoming=incoming, outgoing=outgoing))
 
     async def Doctor(self, request: node_pb2.DoctorRequest, context: Context) -> node_pb2.DoctorResponse:
         found = await features.findings(self._node.criu.binary)

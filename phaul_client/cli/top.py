@@ -71,7 +71,8 @@ def heading(node: types_pb2.NodeInfo, migrations: list[Migration]) -> str:
     doubt = sum(each.in_doubt for each in migrations)
     return ", ".join(
         [
-            f"{node.node_name}: {moving} of {node.capacity.outgoing_limit} moving",
+            f"{node.node_name}: {moving} of {node.capacity.outgoing_limit} moving away",
+            f"{node.capacity.incoming} of {node.capacity.incoming_limit} arriving",
             *([f"{doubt} in doubt"] if doubt else []),
             f"{format_bytes(node.capacity.memory_available_bytes)} memory available",
             f"phaul {node.version}, criu {node.criu.version_text}",

@@ -47,6 +47,9 @@ async def test_it_shows_what_moves_and_ends_with_ctrl_c(daemons: Nodes, tmp_path
 
     try:
         await until(lambda: shows(b"freezing"), 30)
+        infos = [(await node.phaul("info", "--json", check=True)).json() for node in (daemons.a, daemons.b)]
+        assert [str(each).count("'outgoing': 1,") for each in infos] == [1, 0]
+        assert [str(each).count("'incoming': 1,") for each in infos] == [0, 1]
         await until(lambda: shows(b"moved"), 60)
         os.write(ours, b"\x03")
         await asyncio.wait_for(process.wait(), 10)
@@ -66,5 +69,5 @@ async def test_once_is_for_scripts(daemons: Nodes) -> None:
     shown = (await daemons.a.phaul("top", "--once", "--json", check=True)).json()
     assert [each["outcome"] for each in shown["migrations"]] == ["moved"]
     text = (await daemons.a.phaul("top", check=True)).stdout  # no terminal: once
-    assert text.startswith("a: 0 of 16 moving")
+    assert text.startswith("a: 0 of 16 moving away, 0 of 16 arriving")
     assert "clock" in text
