@@ -15,6 +15,7 @@ from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase, Record
 from phaul_client.doubt import Doubt, Resolution, Speaker
 from phaul_client.errors import PeerError, PeerRefused, PhaulError
+from phaul_client.movers import Addresses
 from phaul_client.remote import GrpcRemote
 from phaul_client.status import from_failure
 from phaul_client.timeline import Step, aligned
@@ -78,6 +79,7 @@ class Coordinator:
         self._tree: Tree | None = None
         self._may_be_committed = False  # COMMITTED may be in the journal, whatever its write ended as
         self._cause: BaseException | None = None  # of a roll-back
+        self.addresses = Addresses()  #: that move along
         self.destination_pid = 0
         self.steps: list[Step] = []
 
@@ -119,8 +121,22 @@ class Coordinator:
                         break
                 else:
                     self._enter(phase)
-                    following = await self.perform(action) or following
+                    following = await self._move_addresses(action) or await self.perform(action) or following
             self._enter(phase)
+
+    async def _move_addresses(self, act: Do) -> Event | None:
+        """They leave before the commit and are back before the tree runs on; if they cannot leave, it does."""
+        try:
+            if act is Do.SEND_COMMIT:
+                await self.addresses.withdraw()
+            elif act is Do.RESUME_TREE:
+                await self.addresses.put_back()
+        except PhaulError as exc:
+            logger.error("address not moved migration_id=%s act=%s error=%s", self._migration_id, act, exc)
+            if act is Do.SEND_COMMIT:
+                await self._abort_destination()
+                return Event.NO_ANSWER
+        return None
 
     async def _write_down(self, phase: Phase) -> bool:
         """Whether the phase is to be entered. Raises `OSError` if it is not in the journal and must be.

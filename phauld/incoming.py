@@ -19,9 +19,11 @@ from typing import Any, Final, assert_never
 
 from google.protobuf import json_format
 
+from phaul_client.addresses import Address, parse_address
 from phaul_client.config import Config
 from phaul_client.errors import ImageCorrupt, PhaseError, PhaulError
 from phaul_client.images import relative_parent
+from phaul_client.movers import Addresses, find
 from phaul_client.tree import identity, is_alive, wait_until_gone
 from phaul_criu.child import Child, finish
 from phaul_criu.criu import Criu
@@ -63,6 +65,7 @@ class Incoming:
     lease_seconds: float
     promise: Promise
     postcopy: bool = False  #: pages may come after the commit
+    addresses: tuple[Address, ...] = ()  #: that move along
 
     @classmethod
     def unknown(cls, migration_id: str, source_node_id: str = "") -> "Incoming":
@@ -88,6 +91,7 @@ class Incoming:
             spec=dataclasses.replace(known.spec, name=entry.detail["workload"]),
             carried=tuple(Path(path) for path in entry.detail["carried"]),
             postcopy="relay" in entry.detail,
+            addresses=tuple(map(parse_address, entry.detail.get("addresses", ()))),
         )
 
 
@@ -118,6 +122,7 @@ class Session:
         self._opening = asyncio.Lock()
         self._ending_round = asyncio.Lock()
         self._changed = asyncio.Condition()
+        self._addresses = Addresses(incoming.addresses, incoming.migration_id)
         self._expected: Expected | None = None
         self._page_socket: socket.socket | None = None
         self._server: Server | None = None
@@ -206,6 +211,9 @@ class Session:
 
     async def _open(self) -> None:
         self._made = tuple(path for path in self.incoming.carried if not path.exists())
+        for each in self.incoming.addresses:  # what is here later is ours to drop
+            if await find(each.ip) is not None:
+                raise PhaulError(f"{each.ip} is an address of this node already", reason="PREFLIGHT_FAILED")
         try:
             self._expected = self._data_port.expect()
             self._slot = await self._workloads.restore_under_shim(self.incoming.spec, self._criu.binary)
@@ -214,6 +222,7 @@ class Session:
                 record=str(self._slot.directory),
                 workload=self.incoming.spec.name,
                 carried=[str(path) for path in self._made],
+                addresses=[str(each) for each in self.incoming.addresses],
             )
             if self.incoming.postcopy:
                 self._directory.mkdir(parents=True, mode=0o700)
@@ -434,6 +443,7 @@ class Session:
                 assert self._slot is not None
                 self._slot.release()
                 self._mark("journal: committing")
+                await self._show_addresses()  # before its first packet, which has to have an answer
                 self._released.set_result(None)
             case Do.KILL_TREE:
                 await finish(self._kill_tree())
@@ -465,6 +475,7 @@ class Session:
         images = os.open(self._server.last_images_dir, os.O_RDONLY | os.O_DIRECTORY)
         try:
             options = dataclasses.replace(self.incoming.restore, images_dir_fd=images)
+            await self._addresses.hold()
             if self._fetching is not None and self._fetched_round is not None:
                 self._journal.note(fetching=True)
                 await self._fetching.start(self._criu.binary, self._fetched_round)
@@ -518,6 +529,7 @@ class Session:
         self._post(Event.TREE_RUNS if self._slot.ran else Event.TREE_NEVER_RAN)
 
     async def _kill_tree(self) -> None:
+        await self._mute_addresses()
         if self._restoring is not None:
             self._restoring.cancel()
             await asyncio.gather(self._restoring, return_exceptions=True)
@@ -533,8 +545,23 @@ class Session:
             await self._slot.discard()
             self._slot = None
 
+    async def _show_addresses(self) -> None:
+        """The tree runs: what is said to its addresses may reach it."""
+        try:
+            await self._addresses.show()
+        except PhaulError as exc:
+            logger.error("address not announced migration_id=%s error=%s", self.incoming.migration_id, exc)
+
+    async def _mute_addresses(self) -> None:
+        """The end of its connections is nobody's business."""
+        try:
+            await self._addresses.mute()
+        except PhaulError as exc:
+            logger.error("address not muted migration_id=%s error=%s", self.incoming.migration_id, exc)
+
     async def _settle(self) -> None:
         """The tree runs: its record stands for its name, and what it was made of goes."""
+        await self._show_addresses()  # again, for who missed it, and after a crash
         if self._slot is not None:
             self._slot.keep(self.incoming.spec.name)
             self._slot = None
@@ -585,8 +612,15 @@ class Session:
             self._start(self._remove_images_later())
         self._holds_images = False
         if self._phase is Phase.ABORTED:
+            await self._drop_addresses()
             for path in self._made:
                 path.unlink(missing_ok=True)
+
+    async def _drop_addresses(self) -> None:
+        try:
+            await self._addresses.drop()
+        except PhaulError as exc:
+            logger.error("address not dropped migration_id=%s error=%s", self.incoming.migration_id, exc)
 
     async def _remove_images(self) -> bool:
         try:

@@ -8,6 +8,7 @@ from typing import Final
 from google.protobuf import duration_pb2
 
 from phaul.v1 import types_pb2
+from phaul_client.addresses import Address, parse_address
 from phaul_client.commit import Event
 from phaul_client.errors import InvalidRequest
 from phaul_client.modes import EAGER_RESTORE_SECONDS_PER_BYTE, Mode, RestoreMode
@@ -74,6 +75,7 @@ class Options:
     ext_unix_sk: bool
     file_locks: bool
     ghost_limit_bytes: int
+    addresses: tuple[Address, ...] = ()
 
 
 def parse_options(message: types_pb2.Options) -> Options:
@@ -103,6 +105,7 @@ def parse_options(message: types_pb2.Options) -> Options:
         ext_unix_sk=message.ext_unix_sk,
         file_locks=message.file_locks if message.HasField("file_locks") else True,
         ghost_limit_bytes=message.ghost_limit_bytes or DEFAULT_GHOST_BYTES,
+        addresses=tuple(map(parse_address, message.move_addresses)),
     )
 
 

@@ -23,6 +23,7 @@ from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, remote_pb2, types_pb2
 from phaul_client import commit, timeline
+from phaul_client.addresses import Address, parse_address
 from phaul_client.client import Client, RoundEnded
 from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
@@ -41,6 +42,7 @@ from phaul_client.errors import (
 )
 from phaul_client.local import LAST_DUMP, CriuLocal, Settings, unlock_network
 from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, RestoreMode, Wish, choose
+from phaul_client.movers import Addresses
 from phaul_client.policy import DowntimePolicy, Forecast, Policy, PostCopyPolicy, StopCopyPolicy, Switchable
 from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress, RelayGone
 from phaul_client.remote import GrpcRemote
@@ -71,6 +73,8 @@ ANSWERED_SECONDS: Final = 3.0
 RATE_SAMPLES: Final = 5
 #: An end of an attempt in these is not the end of the migration: a recovery goes on from the journal.
 _LEFT_TO_THE_NEXT: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED, Phase.ROLLING_BACK})
+#: Here the tree's addresses are the destination's, or may be.
+_WITHOUT_ADDRESSES: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED})
 _ROUNDS: Final = (Phase.PREFLIGHT, Phase.OPENING, Phase.ITERATING)
 RESOLUTIONS: Final = {
     migrations_pb2.RESOLUTION_KILL: Event.RESOLVED_KILL,
@@ -129,6 +133,8 @@ class Outgoing:
         self._observer = observer
         self._phase_started = self._started
         self._can_throttle = False
+        self._here: tuple[Address, ...] = ()  # the addresses that move along, as they are here
+        self._there: tuple[Address, ...] = ()  # and as the destination is to have them
         self.record = migrations_pb2.Migration(
             migration_id=migration_id,
             phase=types_pb2.MIGRATION_PHASE_PREFLIGHT,
@@ -383,6 +389,7 @@ class Outgoing:
             destination=self.record.destination_address,
             destination_node_id=self.record.destination.node_id,
             options=json_format.MessageToDict(self.record.options),
+            addresses=[str(each) for each in self._here],
         )
         settings = Settings(
             dump=dump_options(self._target.pid, self._chosen),
@@ -407,6 +414,7 @@ class Outgoing:
             local = CriuLocal(
                 self.migration_id, remote, self._journal, settings, on_phase=on_phase, clean_up=self._clean_up
             )
+        local.addresses = Addresses(self._here)
         self._coordinator = local
         return local
 
@@ -440,6 +448,9 @@ class Outgoing:
             self._use(remote)
             recovery = self._make_recovery(remote, entry)
             self._coordinator = recovery
+            recovery.addresses = Addresses([parse_address(each) for each in entry.detail.get("addresses", ())])
+            if entry.phase in _WITHOUT_ADDRESSES:
+                await recovery.addresses.withdraw()  # a boot brings them back
             self._on_phase(entry.phase)
             if await recovery.run() is Phase.DONE:
                 self._moved(recovery.destination_pid)
@@ -493,6 +504,7 @@ class Outgoing:
     async def _preflight(self, remote: GrpcRemote) -> Choice:
         findings = await check_source(self._node, self._target.pid, self.record.options, self._carried())
         self._chosen = findings.chosen
+        self._here, self._there = findings.here, findings.there
         self.record.problems.extend(findings.problems)
         refuse(list(findings.problems))
         answer = await remote.check_tree(
@@ -500,7 +512,7 @@ class Outgoing:
                 migration_id=self.migration_id,
                 source=self._node.info(),
                 tree=findings.tree,
-                options=self.record.options,
+                options=self._with_addresses(self.record.options),
             )
         )
         self.record.destination.CopyFrom(answer.destination)
@@ -530,7 +542,7 @@ class Outgoing:
             )
 
     async def _open(self, remote: GrpcRemote, choice: Choice) -> None:
-        options = decided(self.record.options, self._chosen)
+        options = self._with_addresses(decided(self.record.options, self._chosen))
         options.mode = MODE_VALUES[choice.mode]
         options.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
         workload = self._target.workload
@@ -548,6 +560,13 @@ class Outgoing:
         )
         self.record.destination.CopyFrom(answer.destination)
         self._has_opened = True
+
+    def _with_addresses(self, options: types_pb2.Options) -> types_pb2.Options:
+        """What the destination needs to know of them: everything."""
+        message = types_pb2.Options()
+        message.CopyFrom(options)
+        message.move_addresses[:] = [str(each) for each in self._there]
+        return message
 
     async def _move(self, local: CriuLocal, remote: GrpcRemote, choice: Choice) -> None:
         await local.carry_beforehand()

@@ -9,7 +9,9 @@ from typing import Final
 
 from phaul.v1 import types_pb2
 from phaul_client import preflight
-from phaul_client.errors import PreflightRefused
+from phaul_client.addresses import Address, parse_address
+from phaul_client.errors import PhaulError, PreflightRefused
+from phaul_client.movers import links
 from phaul_client.preflight import ChosenOptions
 from phaul_client.preflight.convert import (
     node_facts_of,
@@ -36,6 +38,8 @@ class SourceFindings:
     problems: tuple[types_pb2.Problem, ...]
     tree: types_pb2.TreeFacts
     chosen: ChosenOptions
+    here: tuple[Address, ...]  #: the addresses that move along, as they are here
+    there: tuple[Address, ...]  #: and as the destination is to have them
 
 
 async def check_source(node: Node, pid: int, options: types_pb2.Options, carried: tuple[Path, ...]) -> SourceFindings:
@@ -44,8 +48,11 @@ async def check_source(node: Node, pid: int, options: types_pb2.Options, carried
     here = await _facts(node)
     wishes = wishes_of(options)
     needs = preflight.carried(preflight.requirements(facts, here), {str(path) for path in carried})
+    addresses, missing = await _find_addresses(node, options)
     return SourceFindings(
-        problems=tuple(problem_messages(preflight.check_source(facts, here, wishes), node.name)),
+        problems=(*missing, *problem_messages(preflight.check_source(facts, here, wishes), node.name)),
+        here=tuple(ours for ours, _ in addresses),
+        there=tuple(theirs for _, theirs in addresses),
         tree=tree_message(needs),
         chosen=preflight.choose_options(facts, wishes),
     )
@@ -69,7 +76,63 @@ async def check_destination(
     needs = requirements_of(tree)
     found = await asyncio.to_thread(preflight.look_up, needs, await _facts(node))
     problems = preflight.check_destination(needs, node_facts_of(source), found, wishes_of(options))
-    return problem_messages(problems, node.name)
+    moved = tuple(map(parse_address, options.move_addresses))
+    coming = {each.ip for each in moved}
+    problems = tuple(each for each in problems if each.code != "address-missing" or each.subject not in coming)
+    return [*await _check_addresses(node, moved), *problem_messages(problems, node.name)]
+
+
+async def _find_addresses(
+    node: Node, options: types_pb2.Options
+) -> tuple[list[tuple[Address, Address]], list[types_pb2.Problem]]:
+    """Each address that is to move, as it is here and as it is to be there."""
+    found: list[tuple[Address, Address]] = []
+    problems: list[types_pb2.Problem] = []
+    if not options.move_addresses:
+        return found, problems
+    try:
+        ours = {has.ip: has for link in await links() for has in link.addresses}
+    except PhaulError as exc:
+        return found, [_problem(node, "address-not-movable", "--move-address", exc.message, exc.remedy)]
+    for wanted in map(parse_address, options.move_addresses):
+        if (has := ours.get(wanted.ip)) is None:
+            remedy = "name an address that `ip address` shows here"
+            problems.append(_problem(node, "address-not-here", wanted.ip, f"is no address of {node.name}", remedy))
+            continue
+        prefix = wanted.prefix if wanted.prefix is not None else has.prefix
+        found.append((has, Address(wanted.ip, prefix, wanted.interface or has.interface)))
+    return found, problems
+
+
+async def _check_addresses(node: Node, moved: tuple[Address, ...]) -> list[types_pb2.Problem]:
+    if not moved:
+        return []
+    try:
+        here = await links()
+    except PhaulError as exc:
+        return [_problem(node, "address-not-movable", "--move-address", exc.message, exc.remedy)]
+    names = {link.name for link in here}
+    taken = {has.ip for link in here for has in link.addresses}
+    problems = []
+    for each in moved:
+        if each.ip in taken:
+            message = f"is to move to {node.name}, which has it already"
+            problems.append(_problem(node, "address-taken", each.ip, message, "take it away there, or do not move it"))
+        elif each.interface not in names:
+            message = f"{node.name} has no interface {each.interface or '(none was named)'}"
+            problems.append(_problem(node, "interface-missing", each.ip, message, "--move-address ADDR@IFACE"))
+    return problems
+
+
+def _problem(node: Node, code: str, subject: str, message: str, remedy: str) -> types_pb2.Problem:
+    return types_pb2.Problem(
+        code=code,
+        severity=types_pb2.SEVERITY_ERROR,
+        subject=subject,
+        message=message,
+        remedy=remedy,
+        node_name=node.name,
+    )
 
 
 def refuse(problems: list[types_pb2.Problem]) -> None:

@@ -230,6 +230,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             lease_seconds=min(max(lease, MIN_LEASE_SECONDS), MAX_LEASE_SECONDS),
             promise=Promise(bytes=request.expected_bytes, in_memory=place.in_memory),
             postcopy=options.mode in (Mode.POST_COPY, Mode.HYBRID),
+            addresses=options.addresses,
         )
         logger.info("images migration_id=%s place=%s reason=%r", request.migration_id, place.directory, place.reason)
         return self._session(incoming, Phase.ABSENT, place.directory)

@@ -34,6 +34,7 @@ _PLAIN: Final = {
     "ext_unix_sk": "ext_unix_sk",
     "file_locks": "file_locks",
 }
+_MOVE: Final = "move_address"
 
 
 def to_duration(seconds: float) -> Duration:
@@ -56,6 +57,9 @@ def build_options(given: Mapping[str, Any]) -> Options:
     for name, value in given.items():
         if value is None or (value is False and name == "throttle"):
             continue
+        if name == _MOVE:
+            options.move_addresses.extend(value)
+            continue
         if name in _TIMES:
             getattr(options, _TIMES[name]).CopyFrom(to_duration(value))
         elif name in _CHOICES:
@@ -63,6 +67,8 @@ def build_options(given: Mapping[str, Any]) -> Options:
             setattr(options, field, words(enum_name)[value])
         else:
             setattr(options, _PLAIN[name], value)
+    if options.move_addresses and not options.tcp_policy:
+        options.tcp_policy = types_pb2.TCP_POLICY_KEEP
     return options
 
 
@@ -85,6 +91,8 @@ _DECLARATIONS: Final[tuple[Callable[[Any], Any], ...]] = (
     _choice("--mode", "Mode", "How memory gets there; default auto: phaul chooses and says why."),
     _choice("--restore", "RestoreMode", "All memory before it runs there (eager), or filled in while it runs (lazy)."),
     _choice("--tcp", "TcpPolicy", "Established TCP connections: refuse to move (default), move them, or close them."),
+    click.option("--move-address", multiple=True, metavar="ADDR[/LEN][@IFACE]",
+                 help="Move this address of the node along, to IFACE there; implies --tcp keep. Repeatable."),
     _time("--downtime", "The pause that is acceptable, such as 300ms (default): a goal, see --freeze-budget."),
     _time("--deadline", "Roll back if it has not moved by then; default 1h."),
     _time("--freeze-budget", "Roll back if it stands still for longer; default 60s."),

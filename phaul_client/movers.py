@@ -1,0 +1,190 @@
+"""Takes an address from an interface and gives it to one, mute or announced. Every act can be repeated.
+
+With `ip` and `nft`, in the network namespace of phauld; a tree with a network of its own carries its addresses itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from phaul_client.addresses import (
+    Address,
+    arp_announcements,
+    mute_rules,
+    mute_table,
+    neighbour_advertisement,
+    unmute_rules,
+)
+from phaul_client.errors import PhaulError
+from phaul_criu import child
+
+logger = logging.getLogger(__name__)
+
+COMMAND_SECONDS: Final = 5.0
+_ALL_NODES: Final = "ff02::1"
+
+
+class Link(NamedTuple):
+    """An interface and the addresses that it has."""
+
+    name: str
+    addresses: tuple[Address, ...]
+
+
+async def links() -> tuple[Link, ...]:
+    """The interfaces of this node. Raises `PhaulError`."""
+    found = json.loads(await _run(["ip", "-json", "address", "show"]) or "[]")
+    return tuple(
+        Link(
+            each["ifname"],
+            tuple(
+                Address(info["local"], info["prefixlen"], each["ifname"])
+                for info in each.get("addr_info", ())
+                if "local" in info
+            ),
+        )
+        for each in found
+        if "ifname" in each
+    )
+
+
+async def find(ip: str) -> Address | None:
+    """Where this node has the address. Raises `PhaulError`."""
+    return next((has for link in await links() for has in link.addresses if has.ip == ip), None)
+
+
+class Addresses:
+    """The addresses of one migration at this node; `Addresses()` has none and does nothing."""
+
+    def __init__(self, addresses: Sequence[Address] = (), migration_id: str = "") -> None:
+        self.addresses = tuple(addresses)
+        self._table = mute_table(migration_id)
+
+    async def withdraw(self) -> None:
+        """Take them away: this node answers for them no more. Raises `PhaulError`."""
+        for each in self.addresses:
+            with _secondaries_stay(each.interface):
+                await _unless(each, False, ["ip", "address", "delete", each.network, "dev", each.interface])
+            logger.info("address withdrawn address=%s", each)
+
+    async def put_back(self) -> None:
+        """Have them again, and say so. Raises `PhaulError`."""
+        for each in self.addresses:
+            await _add(each)
+            logger.info("address put back address=%s", each)
+            announce(each)
+
+    async def hold(self) -> None:
+        """Have them without answering for them. Raises `PhaulError`; what was begun is left to `drop`."""
+        await self.mute()
+        for each in self.addresses:
+            await _add(each)
+
+    async def mute(self) -> None:
+        """Neither answer for them nor say anything from them. Raises `PhaulError`."""
+        if self.addresses:
+            await _nft(mute_rules(self._table, self.addresses))
+
+    async def show(self) -> None:
+        """Answer for them from now on, and say so. Raises `PhaulError`."""
+        if self.addresses:
+            await _nft(unmute_rules(self._table))
+        for each in self.addresses:
+            announce(each)
+            logger.info("address announced address=%s", each)
+
+    async def drop(self) -> None:
+        """Undo `hold`. Raises `PhaulError`."""
+        await self.withdraw()
+        if self.addresses:
+            await _nft(unmute_rules(self._table))
+
+
+def announce(address: Address) -> None:
+    """Tell the neighbours where it is now. What fails is logged: they find out by asking."""
+    try:
+        mac = bytes.fromhex(Path(f"/sys/class/net/{address.interface}/address").read_text().strip().replace(":", ""))
+        if len(mac) != 6:
+            return
+        if address.is_six:
+            with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
+                index = socket.if_nametoindex(address.interface)
+                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+                raw.sendto(neighbour_advertisement(address.ip, mac), (_ALL_NODES, 0, 0, index))
+        else:
+            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+                raw.bind((address.interface, 0))
+                for frame in arp_announcements(address.ip, mac):
+                    raw.send(frame)
+    except (OSError, ValueError) as exc:
+        logger.warning("address not announced address=%s error=%s", address, exc)
+
+
+async def _add(address: Address) -> None:
+    words = ["ip", "address", "add", address.network, "dev", address.interface]
+    await _unless(address, True, [*words, "nodad"] if address.is_six else words)
+
+
+async def _unless(address: Address, is_here: bool, argv: Sequence[str]) -> None:
+    """Run it; that it fails is no error if the address is here, or not here, as wanted. Looking first takes longer."""
+    try:
+        await _run(argv)
+    except PhaulError:
+        if (await find(address.ip) is not None) is not is_here:
+            raise
+
+
+class _secondaries_stay(contextlib.AbstractContextManager[None]):
+    """Taking the first address of a network from an interface takes the others along, unless this is set."""
+
+    def __init__(self, interface: str) -> None:
+        self._setting = Path(f"/proc/sys/net/ipv4/conf/{interface}/promote_secondaries")
+        self._before = ""
+
+    def __enter__(self) -> None:
+        with contextlib.suppress(OSError):
+            self._before = self._setting.read_text()
+            self._setting.write_text("1")
+
+    def __exit__(self, *_exc: object) -> None:
+        with contextlib.suppress(OSError):
+            self._setting.write_text(self._before)
+
+
+async def _nft(rules: str) -> None:
+    descriptor = os.memfd_create("rules")  # inherited: its path is good in the child
+    try:
+        os.write(descriptor, rules.encode())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        await _run(["nft", "-f", "-"], stdin=descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def _run(argv: Sequence[str], *, stdin: int | None = None) -> str:
+    output = os.memfd_create("output", os.MFD_CLOEXEC)
+    try:
+        async with (
+            asyncio.timeout(COMMAND_SECONDS),
+            await child.spawn(argv, stdin=subprocess.DEVNULL if stdin is None else stdin, stdout=output) as running,
+        ):
+            status = await running.wait()
+        if status != 0:
+            raise PhaulError(f"{' '.join(argv)}: {running.stderr_tail or f'status {status}'}")
+        return os.pread(output, os.fstat(output).st_size, 0).decode()
+    except (OSError, TimeoutError) as exc:
+        raise PhaulError(
+            f"{' '.join(argv)}: {str(exc) or 'no answer in time'}", remedy="apt-get install iproute2 nftables"
+        ) from exc
+    finally:
+        os.close(output)
