@@ -60,7 +60,8 @@ def report_page(migration: Migration) -> str:
 
 def timeline_picture(steps: Sequence[types_pb2.TimelineStep], nodes: Sequence[str]) -> str:
     """A bar for each step, as SVG."""
-    end = max(_milliseconds(step.end) for step in steps) or 1.0
+    origin = min(_milliseconds(step.start) for step in steps)
+    end = max(*(_milliseconds(step.end) - origin for step in steps), 1.0)
     scale = (_WIDTH - _LABELS - 60) / end
     height = _ROW * (len(steps) + 1)
     rows = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" font-size="13" xmlns="http://www.w3.org/2000/svg">']
@@ -70,7 +71,8 @@ def timeline_picture(steps: Sequence[types_pb2.TimelineStep], nodes: Sequence[st
         rows.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - _ROW}" stroke="#e5e7eb"/>')
         rows.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle" fill="#6b7280">{value:.0f}</text>')
     for number, step in enumerate(steps):
-        start, length = _milliseconds(step.start), _milliseconds(step.end) - _milliseconds(step.start)
+        start = _milliseconds(step.start) - origin
+        length = max(0.0, _milliseconds(step.end) - _milliseconds(step.start))  # one that goes on has no end yet
         x, y, width = _LABELS + start * scale, number * _ROW, max(length * scale, 1.5)
         colour = _colour(nodes, step.node_name)
         rows.append(f'<text x="{_LABELS - 8}" y="{y + 17}" text-anchor="end">{html.escape(step.name)}</text>')

@@ -51,6 +51,7 @@ class Figures:
 
 
 CASES: Final = (
+    Case(0, "stop-copy"),  # nothing but the interpreter: what is left is the floor
     Case(16, "stop-copy"),
     Case(64, "stop-copy"),
     Case(512, "stop-copy"),
