@@ -7,17 +7,16 @@ missing, and the tree without them must not run on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
 from phaul_client.postcopy import RelayGone, RelaySilent
-from phaul_client.tree import Tree, is_alive
 from phaul_criu.errors import LazyPagesFailed
 from phaul_criu.pagemaps import lazy_pages
 from phauld.dataport import DataPort, Expected
+from phauld.lazy_hold import kill_tree
 from phauld.relays import Relay
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ class Fetching:
         status = await self.relay.criu_ended()
         self._watch.cancel()
         if status != 0 and self.is_filling:
-            await _kill(root)
+            await kill_tree(root)
             await self.relay.kill()
             raise LazyPagesFailed("lazy-pages", f"ended with {status}: pages of the tree are lost, it was killed")
         self.is_filling = False
@@ -116,9 +115,3 @@ class Fetching:
 
 def _pages_left_behind(images: Path) -> int:
     return sum(lazy_pages(path.read_bytes()) for path in images.glob("pagemap-*.img"))
-
-
-async def _kill(root: Mapping[str, Any]) -> None:
-    if root and is_alive(root):
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError), Tree.below(root["pid"]) as tree:
-            await tree.kill()

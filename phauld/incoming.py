@@ -37,6 +37,7 @@ from phauld.fetching import Fetching
 from phauld.images import ImageWriter
 from phauld.journal import IncomingEntry, IncomingRecord
 from phauld.lazy_chain import has_parent, make_lazy, serve_chain
+from phauld.lazy_hold import Held, kill_tree
 from phauld.placement import Promise
 from phauld.receiver import Server
 from phauld.session import Do, Event, Phase, Record
@@ -128,6 +129,7 @@ class Session:
         self._server: Server | None = None
         self._slot: RestoreSlot | None = None
         self._lazy: LazyPages | None = None
+        self._held: Held | None = None  # while the lazy-pages child fills
         self._page_source: Child | None = None  # serves earlier rounds to the lazy-pages child
         self._fetching: Fetching | None = None
         self._transitions = session.POSTCOPY_TRANSITIONS if incoming.postcopy else session.TRANSITIONS
@@ -516,6 +518,8 @@ class Session:
             self._journal.note(pid=self.pid, root=self._root)
             if self.is_filling and self._fetching is not None:
                 await self._fetching.hold()
+            elif self._lazy is not None:
+                self._held = await asyncio.to_thread(Held.of, self._lazy.pid)
             self._post(Event.TREE_HELD)
             await self._released
         elif notification.name == "post-resume":
@@ -544,6 +548,7 @@ class Session:
         if self._slot is not None:
             await self._slot.discard()
             self._slot = None
+        self._let_go()
 
     async def _show_addresses(self) -> None:
         """The tree runs: what is said to its addresses may reach it."""
@@ -573,9 +578,14 @@ class Session:
             lazy, self._lazy = self._lazy, None
             try:
                 await lazy.wait()
-            except CriuError as exc:
+            except CriuError as exc:  # pages are missing: better no process than one with zeros in their place
+                await kill_tree(self._root)
                 self.failure = exc
-                logger.error("lazy pages failed migration_id=%s error=%s", self.incoming.migration_id, exc)
+                logger.error(
+                    "pages lost, the tree was killed migration_id=%s error=%s", self.incoming.migration_id, exc
+                )
+                self._journal.note_failure(json_format.MessageToDict(convert.failure(exc)))
+            self._let_go()
         if self._page_source is not None:
             await self._page_source.aclose(patience_seconds=STREAM_SECONDS)
             self._page_source = None
@@ -589,6 +599,12 @@ class Session:
                 return
         await self._clean_up()
         await self._forget()
+
+    def _let_go(self) -> None:
+        """Nobody waits for a page any more."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     async def _forget(self) -> None:
         """Nothing of it is left but what the journal says."""
