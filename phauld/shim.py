@@ -180,8 +180,10 @@ def descendants(roots: list[int]) -> list[int]:
     return found
 
 
-def was_let_go(pid: int, criu: str) -> bool:
+def was_let_go(pid: int, criu: str) -> bool | None:
     """Whether a restored process runs its own code: not criu's, and not the restorer that criu put into it.
+
+    None: it is on a processor, and it may be the restorer's code on its way to where that waits; look again.
 
     The restorer is the one place where a task waits for criu, in an anonymous mapping that is writable and executable
     (criu/pie/restorer.c; seen with criu 4.1 and 4.2).
@@ -191,12 +193,14 @@ def was_let_go(pid: int, criu: str) -> bool:
             return False
         with open(f"/proc/{pid}/syscall", "rb") as file:
             words = file.read().split()
-        if words[0] == b"running":
-            return True
-        counter = int(words[-1], 16)
+        counter = None if words[0] == b"running" else int(words[-1], 16)
         with open(f"/proc/{pid}/maps", "rb") as file:
             for line in file:
                 fields = line.split()
+                if counter is None:
+                    if len(fields) == 5 and fields[1].startswith(b"rwx"):
+                        return None
+                    continue
                 start, _, end = fields[0].partition(b"-")
                 if int(start, 16) <= counter < int(end, 16):
                     return not (len(fields) == 5 and fields[1].startswith(b"rwx"))
@@ -228,13 +232,17 @@ def look_at(directory: str, roots: list[int], criu: str) -> bool:
     """Whether the tree was let go; criu is gone. Its exit status says nothing: it may fail after it let go."""
     if not os.path.exists(os.path.join(directory, "released")):
         return False
+    always_busy = True  # a program that compiles its code looks like the restorer while it computes, but for long
     for _ in range(LOOKS):
         if any(was_killed(root) for root in roots):
             return False
-        if not any(map(is_ending, roots)) and all(was_let_go(pid, criu) for pid in descendants(roots)):
+        is_on_its_way = any(map(is_ending, roots))
+        found = [was_let_go(pid, criu) for pid in descendants(roots)]
+        if not is_on_its_way and all(found):
             return True
+        always_busy = always_busy and not is_on_its_way and False not in found
         time.sleep(LOOK_SECONDS)
-    return False
+    return always_busy
 
 
 def restore(directory: str, swrk_fd: int, criu: str) -> None:
