@@ -245,9 +245,14 @@ def look_at(directory: str, roots: list[int], criu: str) -> bool:
     return always_busy
 
 
+def heed_sigterm() -> None:
+    """In the child: criu ends its own helper for cgroups by SIGTERM, and waits for its end for ever."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def restore(directory: str, swrk_fd: int, criu: str) -> None:
     """Be the parent of the criu that restores a tree, then of the tree."""
-    criu_pid = fork_exec([criu, "swrk", str(swrk_fd)], (swrk_fd,))
+    criu_pid = fork_exec([criu, "swrk", str(swrk_fd)], (swrk_fd,), heed_sigterm)
     os.close(swrk_fd)
     while True:
         pid, status = os.wait()
