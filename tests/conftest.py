@@ -38,7 +38,8 @@ MISSING: Final[dict[str, Callable[[], str | None]]] = {"criu": criu_missing}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--json` and `--quick`."""
+    """`--json`, `--quick` and `--all`."""
+    parser.addoption("--all", action="store_true", help="every mode of every workload")
     parser.addoption("--json", metavar="FILE", help="write what the tests measured to FILE")
     parser.addoption("--quick", action="store_true", help="smaller sizes and fewer repetitions")
 

@@ -1,0 +1,164 @@
+"""A tree of fifty processes that keeps asking itself whether everything still works.
+
+    tree.py BEATS_FILE     until SIGTERM; the file's last line says how far, the longest gap in ms, and PASS or why not
+
+A token goes round through all of them: by pipes, unix stream pairs, unix datagram pairs and eventfds in turn. Every
+process waits for it with epoll, has a timerfd that ticks, a watch of inotify on a file that the first one writes, a
+counter in shared memory of all, a deleted file of its own, and a lock that nobody else may have.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import time
+
+PROCESSES = 50
+TICK_NS = 50_000_000
+libc = ctypes.CDLL(None, use_errno=True)
+stopped: list[int] = []
+
+
+def eventfd_pair() -> tuple[int, int]:
+    descriptor = libc.eventfd(0, os.O_NONBLOCK)
+    return descriptor, descriptor
+
+
+def socket_pair(kind: int) -> tuple[int, int]:
+    left, right = socket.socketpair(socket.AF_UNIX, kind)
+    return left.detach(), right.detach()
+
+
+def links() -> list[tuple[int, int]]:
+    """How the token comes to each."""
+    made = []
+    for number in range(PROCESSES):
+        make = (
+            os.pipe,
+            lambda: socket_pair(socket.SOCK_STREAM),
+            lambda: socket_pair(socket.SOCK_DGRAM),
+            eventfd_pair,
+        )[number % 4]
+        made.append(make())
+    return made
+
+
+class Timer:
+    """A timerfd that ticks."""
+
+    def __init__(self) -> None:
+        self.fd = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK)
+        every = struct.pack("qqqq", 0, TICK_NS, 0, TICK_NS)
+        assert libc.timerfd_settime(self.fd, 0, every, None) == 0
+
+
+def member(number: int, ends: list[tuple[int, int]], shared: mmap.mmap, directory: str) -> None:
+    """One process; it fails by an exception, which ends the token's round."""
+    here, there = ends[number][0], ends[(number + 1) % PROCESSES][1]
+    timer = Timer()
+    notify = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(notify, directory.encode() + b"/watched", 2) >= 0  # IN_MODIFY
+    lock = os.open(f"{directory}/lock-{number}", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    ghost = os.open(f"{directory}/ghost-{number}", os.O_RDWR | os.O_CREAT, 0o600)
+    os.unlink(f"{directory}/ghost-{number}")
+    os.pwrite(ghost, b"%08d" % number * 1000, 0)
+    poll = select.epoll()
+    for descriptor in (here, timer.fd, notify):
+        poll.register(descriptor, select.EPOLLIN)
+    while True:
+        for descriptor, _ in poll.poll(10):
+            data = os.read(descriptor, 8 if descriptor != notify else 4096)
+            slot = {here: 0, timer.fd: 1, notify: 2}[descriptor]
+            position = (number * 4 + slot) * 8
+            value = struct.unpack_from("q", shared, position)[0]
+            struct.pack_into("q", shared, position, value + 1)
+            if descriptor == here:
+                assert data == struct.pack("Q", 1), data
+                assert os.pread(ghost, 8, 7992) == b"%08d" % number
+                os.write(there, data)
+
+
+def holds_locks(directory: str) -> bool:
+    """Whether every lock is held by its process: none can be had from here."""
+    for number in range(1, PROCESSES):
+        descriptor = os.open(f"{directory}/lock-{number}", os.O_RDWR)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except OSError:
+            pass
+        finally:
+            os.close(descriptor)
+    return True
+
+
+def first(ends: list[tuple[int, int]], shared: mmap.mmap, directory: str, beats: str) -> str:
+    """Send the token round and look at what the others count; what was wrong in the end."""
+    here, there = ends[0][0], ends[1][1]
+    longest, last, rounds, written, shown = 0.0, time.time(), 0, 0, 0.0
+    ticks, touches = (), ()
+    with open(beats, "a") as file:
+        while not stopped:
+            os.write(there, struct.pack("Q", 1))
+            while not select.select([here], [], [], 10)[0]:
+                return f"the token was lost in round {rounds}"
+            os.read(here, 8)
+            rounds += 1
+            now = time.time()
+            longest, last = max(longest, (now - last) * 1000), now
+            if now > shown + 0.25:
+                values = [struct.unpack_from("qqq", shared, number * 32) for number in range(1, PROCESSES)]
+                if any(value[0] != rounds for value in values):
+                    return "a process has missed the token"
+                now_ticks, now_touches = tuple(v[1] for v in values), tuple(v[2] for v in values)
+                if ticks and any(b <= a for a, b in zip(ticks, now_ticks, strict=True)):
+                    return "a timer stands still"
+                if written > 1 and any(b <= a for a, b in zip(touches, now_touches, strict=True)):
+                    return "a watch sees nothing"
+                if not holds_locks(directory):
+                    return "a lock is lost"
+                ticks, touches = now_ticks, now_touches
+                with open(f"{directory}/watched", "a") as watched:
+                    watched.write("x")
+                written, shown = written + 1, time.time()
+                last = shown
+                print(rounds, round(longest, 1), "RUNS", file=file, flush=True)
+        print(rounds, round(longest, 1), "PASS", file=file, flush=True)
+    return ""
+
+
+def main() -> int:
+    beats = sys.argv[1]
+    directory = tempfile.mkdtemp(dir=os.path.dirname(beats))
+    with open(f"{directory}/watched", "w"):
+        pass
+    shared = mmap.mmap(-1, 1 << 16)
+    ends = links()
+    children = []
+    for number in range(1, PROCESSES):
+        if (pid := os.fork()) == 0:
+            try:
+                member(number, ends, shared, directory)
+            finally:
+                os._exit(1)
+        children.append(pid)
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+    wrong = first(ends, shared, directory, beats)
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if wrong:
+        with open(beats, "a") as file:
+            print(0, 0, wrong, file=file, flush=True)
+    return 1 if wrong else 0
+
+
+sys.exit(main())

@@ -1,0 +1,151 @@
+"""Real programs move under load; their own clients verify the data and tell the pause that they saw."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.node.test_daemons import migrate
+from tests.nodes import Node, Nodes, Process, until
+from tests.workloads.catalogue import PORT, WORKLOADS, Workload, missing
+
+pytestmark = [pytest.mark.criu, pytest.mark.timeout(600)]
+
+CLIENT: Final = Path(__file__).with_name("client.py")
+START_SECONDS: Final = 60.0
+MODES: Final = {
+    "eager": ("--mode", "stop-copy", "--restore", "eager"),
+    "lazy": ("--mode", "stop-copy", "--restore", "lazy"),
+    "post-copy": ("--mode", "post-copy"),
+}
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def table(json_report: dict[str, Any]) -> Iterator[list[Row]]:
+    """What was measured; printed at the end, and in the report of `--json`."""
+    rows: list[Row] = json_report.setdefault("workloads", [])
+    yield rows
+    if sys.__stdout__ is not None:
+        sys.__stdout__.write("\n" + "".join(_line(row) for row in rows))
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row['workload']:10} {row['mode']:10} client saw {row['client_gap_ms']:8.1f} ms, "
+        f"phaul says {row['pause_ms']:8.1f} ms, {row['answers']} answers verified\n"
+    )
+
+
+class Outside:
+    """A client of its own, on the client's node."""
+
+    def __init__(self, result: Path, process: Process) -> None:
+        self.result = result
+        self.process = process
+
+    def seen(self) -> Row:
+        found: Row = json.loads(self.result.read_text()) if self.result.exists() else {"answers": 0, "failure": ""}
+        assert not found["failure"], found
+        return found
+
+    async def progress(self) -> None:
+        """Wait for fifty more answers."""
+        count = self.seen()["answers"]
+        await until(lambda: self.seen()["answers"] > count + 50, START_SECONDS)
+
+    async def end(self) -> Row:
+        """Stop it, and let it read back what it wrote."""
+        await self.process.stop()
+        return self.seen()
+
+
+class Inside:
+    """The workload is its own client, and writes to its beats file."""
+
+    def __init__(self, beats: Path) -> None:
+        self.beats = beats
+
+    def seen(self) -> Row:
+        lines = self.beats.read_text().splitlines() if self.beats.exists() else []
+        if not lines:
+            return {"answers": 0, "longest_gap_ms": 0.0}
+        count, gap, word = lines[-1].split(" ", 2)
+        assert word in ("RUNS", "PASS"), lines[-1]
+        return {"answers": int(count), "longest_gap_ms": float(gap), "word": word}
+
+    async def progress(self) -> None:
+        count = self.seen()["answers"]
+        await until(lambda: self.seen()["answers"] > count + 100, START_SECONDS)
+
+    async def end(self) -> Row:
+        return self.seen()
+
+
+async def start(nodes: Nodes, workload: Workload, directory: Path) -> Outside | Inside:
+    words = workload.prepare(directory)
+    await nodes.a.phaul("run", "--name", workload.name, "--cwd", str(directory), "--", *words, check=True)
+    if not workload.protocol:
+        return Inside(directory / "beats")
+    result = directory / "client.json"
+    words = [sys.executable, "-I", str(CLIENT), workload.protocol, str(result), str(PORT)]
+    addresses = [nodes.a.lan_address, nodes.b.lan_address]
+    return Outside(result, await nodes.client.start([*words, *addresses]))
+
+
+async def states(node: Node) -> dict[str, str]:
+    """Each workload and its state."""
+    listed = (await node.phaul("ps", "--all", "--json", check=True)).json()["workloads"]
+    return {each["name"]: each["state"] for each in listed}
+
+
+def cases() -> list[Any]:
+    """Each workload with one mode first, in turn, then with the others (`--all`)."""
+    names = list(MODES)
+    found = [(workload, names[index % len(names)]) for index, workload in enumerate(WORKLOADS)]
+    found += [(workload, mode) for workload in WORKLOADS for mode in names if (workload, mode) not in found]
+    return [pytest.param(each, mode, index >= len(WORKLOADS), id=f"{each.name}-{mode}")
+            for index, (each, mode) in enumerate(found)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("workload", "mode", "only_if_all"), cases())
+async def test_it_moves_under_load_and_its_client_finds_everything(
+    daemons: Nodes, tmp_path: Path, workload: Workload, mode: str, only_if_all: bool, every: bool, table: list[Row]
+) -> None:
+    if only_if_all and not every:
+        pytest.skip("one mode for each workload; all of them with --all")
+    if reason := await asyncio.to_thread(missing, workload):
+        pytest.skip(reason)
+    a, b, _ = daemons
+    client = await start(daemons, workload, tmp_path)
+    await client.progress()
+    tcp = ("--tcp", "close") if workload.protocol else ()
+    exit_code, report = await migrate(a, workload.name, b, *tcp, *MODES[mode])
+    assert exit_code == 0, report
+    assert report["mode"] == ("post-copy" if mode == "post-copy" else "stop-copy"), report
+    await client.progress()
+    assert (await states(a))[workload.name] == "moved"
+    assert (await states(b))[workload.name] == "running"
+    seen = await client.end()
+    stopped = await b.phaul("stop", workload.name, "--grace", "20", "--signal", "TERM", "--json")
+    if isinstance(client, Inside):
+        assert client.seen()["word"] == "PASS", stopped
+    assert workload.protocol not in ("redis", "memcached") or seen["read_back"] == seen["answers"]
+    table.append(
+        {
+            "workload": workload.name,
+            "mode": mode,
+            "client_gap_ms": seen["longest_gap_ms"],
+            "pause_ms": report["pause_ms"],
+            "total_ms": report["total_ms"],
+            "bytes": report["bytes"],
+            "answers": seen["answers"],
+            "read_back": seen.get("read_back", 0),
+        }
+    )
