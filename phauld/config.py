@@ -49,7 +49,8 @@ class Config:
     log_dir: Path = Path("/var/log/phaul")  #: the output of workloads
     node_name: str = field(default_factory=socket.gethostname)  #: how people call this node
     criu: Path | None = None  #: the criu binary; found by itself when not given
-    insecure: bool = False  #: listen beyond loopback without TLS
+    tls_dir: Path | None = None  #: ca.crt, node.crt, node.key, policy.toml: mutual TLS for gRPC over TCP
+    insecure: bool = False  #: listen beyond loopback though bytes travel in clear: all without TLS, pages with it
     log_level: str = "info"  #: debug, info, warning or error
     log_format: str = "text"  #: text for people, or json: one object a line
     otlp_endpoint: str = ""  #: where traces are sent by OTLP over gRPC; empty: none are made
@@ -63,8 +64,11 @@ class Config:
         if not self.insecure and not _is_loopback(host):
             raise BadSetting(
                 "listen",
-                f"{self.listen!r} reaches beyond this machine without TLS: anyone there could move processes",
-                remedy="listen on loopback, or say --insecure on a network that you trust",
+                f"{self.listen!r} reaches beyond this machine "
+                + ("with TLS for gRPC only: page streams travel in clear" if self.tls_dir else "without TLS")
+                + ("" if self.tls_dir else ": anyone there could move processes"),
+                remedy="listen on loopback, or say --insecure on a network that you trust"
+                + ("" if self.tls_dir else "; --tls-dir DIR encrypts and authorises gRPC"),
             )
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise BadSetting("log_level", f"{self.log_level!r} is none of debug, info, warning, error")

@@ -11,6 +11,7 @@ import grpc
 from phaul_client.errors import PhaulError
 from phaul_client.status import to_status
 from phaul_criu.errors import CriuError
+from phauld.guard import Guard
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,9 @@ _OURS: Final = (PhaulError, CriuError, OSError, TimeoutError)
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler of ours; a bug is logged with its traceback and answered as INTERNAL."""
+
+    def __init__(self, guard: Guard | None = None) -> None:
+        self._guard = guard
 
     async def intercept_service(
         self,
@@ -31,20 +35,26 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return handler
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                _one(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+                _one(self._guard, method, handler.unary_unary),
+                handler.request_deserializer,
+                handler.response_serializer,
             )
         if handler.stream_unary is not None:
             return grpc.stream_unary_rpc_method_handler(
-                _one(method, handler.stream_unary), handler.request_deserializer, handler.response_serializer
+                _one(self._guard, method, handler.stream_unary),
+                handler.request_deserializer,
+                handler.response_serializer,
             )
         return grpc.unary_stream_rpc_method_handler(
-            _many(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            _many(self._guard, method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
         )
 
 
-def _one(method: str, behaviour: Any) -> Any:
+def _one(guard: Guard | None, method: str, behaviour: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
+            if guard is not None:
+                guard.check(method, context)
             return await behaviour(request, context)
         except Exception as exc:
             await _refuse(method, exc, context)
@@ -52,9 +62,11 @@ def _one(method: str, behaviour: Any) -> Any:
     return call
 
 
-def _many(method: str, behaviour: Any) -> Any:
+def _many(guard: Guard | None, method: str, behaviour: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
+            if guard is not None:
+                guard.check(method, context)
             async for answer in behaviour(request, context):
                 yield answer
         except Exception as exc:

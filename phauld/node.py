@@ -14,6 +14,7 @@ from phaul.v1 import types_pb2
 from phaul_client.tree import descendants
 from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
+from phauld.guard import Guard
 
 API_FEATURES: Final = ("commit-v1", "put-images-v1")
 _CAP_SYS_RESOURCE: Final = 24  # linux/capability.h
@@ -34,6 +35,7 @@ class Node:
     insecure: bool
     incoming_limit: int
     outgoing_limit: int
+    guard: Guard | None = None  #: of TLS, if there is TLS
 
     @classmethod
     async def discover(
@@ -46,6 +48,7 @@ class Node:
         insecure: bool,
         incoming_limit: int,
         outgoing_limit: int,
+        guard: Guard | None = None,
     ) -> "Node":
         """Ask criu and the kernel. Raises `CriuError`."""
         return cls(
@@ -58,6 +61,7 @@ class Node:
             insecure=insecure,
             incoming_limit=incoming_limit,
             outgoing_limit=outgoing_limit,
+            guard=guard,
         )
 
     def info(self, *, incoming: int = 0, outgoing: int = 0) -> types_pb2.NodeInfo:

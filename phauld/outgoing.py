@@ -54,6 +54,7 @@ from phaul_criu.stats import DumpStats
 from phauld import convert
 from phauld.costs import CostBook
 from phauld.freezer import CannotFreeze, Freezer, find_cgroup, undo_leftover
+from phauld.guard import Guard
 from phauld.journal import OutgoingEntry, OutgoingRecord
 from phauld.node import Node, bytes_acked, may_exceed_pipe_size, pipe_max_size_bytes, resident_bytes
 from phauld.observer import NOBODY, Observer
@@ -169,7 +170,7 @@ class Outgoing:
     async def check(self) -> None:
         """Only the preflight; the record then has what it found. Raises `PeerError`."""
         async with (
-            open_channel(self.record.destination_address) as channel,
+            open_channel(self.record.destination_address, guard=self._node.guard) as channel,
             GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
         ):
             try:
@@ -348,7 +349,7 @@ class Outgoing:
     async def _migrate(self) -> None:
         async with (
             open_channel(
-                self.record.destination_address, self._observer.client_interceptors(self.migration_id)
+                self.record.destination_address, self._observer.client_interceptors(self.migration_id), self._node.guard
             ) as channel,
             GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
             asyncio.timeout(self._options.deadline_seconds) as deadline,
@@ -436,7 +437,7 @@ class Outgoing:
             await wait_or_kill(entry.detail.get("criu"))
         async with (
             open_channel(
-                self.record.destination_address, self._observer.client_interceptors(self.migration_id)
+                self.record.destination_address, self._observer.client_interceptors(self.migration_id), self._node.guard
             ) as channel,
             GrpcRemote(
                 self.record.destination_address,
@@ -703,11 +704,14 @@ class Outgoing:
             self._changed.notify_all()
 
 
-def open_channel(address: str, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()) -> grpc.aio.Channel:
+def open_channel(
+    address: str, interceptors: Sequence[grpc.aio.ClientInterceptor] = (), guard: Guard | None = None
+) -> grpc.aio.Channel:
     """A connection of its own: what a cut did to another migration's (a back-off, a dead socket) is not ours."""
-    return grpc.aio.insecure_channel(
-        address, options=[("grpc.use_local_subchannel_pool", 1)], interceptors=tuple(interceptors)
-    )
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    if guard is not None:
+        return guard.open_channel(address, list(options), tuple(interceptors))
+    return grpc.aio.insecure_channel(address, options=options, interceptors=tuple(interceptors))
 
 
 async def wait_or_kill(process: Mapping[str, Any] | None) -> None:

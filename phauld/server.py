@@ -20,10 +20,12 @@ from grpc_reflection.v1alpha import reflection
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, node_pb2_grpc, remote_pb2, remote_pb2_grpc
 from phaul_client.errors import InvalidRequest
+from phaul_client.tls import Tls
 from phaul_criu.criu import Criu
 from phaul_criu.install import find_binary
 from phauld.config import Config
 from phauld.dataport import DataPort
+from phauld.guard import Guard
 from phauld.interceptor import ErrorInterceptor
 from phauld.journal import Journal
 from phauld.migrations_service import MigrationsService
@@ -66,12 +68,16 @@ async def serve(config: Config) -> None:
 
 async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitStack) -> None:
     stop = _on_signals()
+    guard = Guard(Tls(config.tls_dir)) if config.tls_dir is not None else None
+    if guard is not None:
+        guard.policy()  # a mistake in it is told at the start
     node = await Node.discover(
         Criu(config.criu or find_binary()),
         node_id=journal.node_id,
         name=config.node_name,
         images_dir=config.images_dir,
         insecure=config.insecure,
+        guard=guard,
         incoming_limit=config.max_incoming,
         outgoing_limit=config.max_outgoing,
     )
@@ -101,13 +107,13 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     observer = Observers([each for each in (metrics, tracing) if each is not None])
     remote = RemoteService(node, terms, workloads, data_port, journal, observer)
     migrations = MigrationsService(node, config.images_dir, workloads, journal, config.max_outgoing, observer)
-    server = grpc.aio.server(interceptors=[*observer.server_interceptors(), ErrorInterceptor()], options=_OPTIONS)
+    server = grpc.aio.server(interceptors=[*observer.server_interceptors(), ErrorInterceptor(guard)], options=_OPTIONS)
     remote_pb2_grpc.add_RemoteServicer_to_server(remote, server)
     migrations_pb2_grpc.add_MigrationsServicer_to_server(migrations, server)
     node_service = NodeService(node, workloads, migrations.preflight, lambda: (remote.active, migrations.active))
     node_pb2_grpc.add_NodeServicer_to_server(node_service, server)
     checks = _add_inspection(server)
-    _bind(server, config)
+    _bind(server, config, guard)
     stack.callback(config.unix.unlink, missing_ok=True)
     for name in (*SERVICES, health.OVERALL_HEALTH):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -184,12 +190,15 @@ def _add_inspection(server: grpc.aio.Server) -> health.aio.HealthServicer:
     return checks
 
 
-def _bind(server: grpc.aio.Server, config: Config) -> None:
+def _bind(server: grpc.aio.Server, config: Config, guard: Guard | None) -> None:
     with contextlib.suppress(FileNotFoundError):
         config.unix.unlink()
     for address in (config.listen, f"unix:{config.unix}"):
         try:
-            server.add_insecure_port(address)
+            if guard is not None and address == config.listen:
+                server.add_secure_port(address, guard.tls.server_credentials())
+            else:
+                server.add_insecure_port(address)
         except RuntimeError as exc:
             remedy = "another phauld may run here: choose another --listen and --unix"
             raise InvalidRequest(f"cannot listen on {address}", remedy=remedy) from exc

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from phaul_client.cli import completion, drain, migrate, migrations, node, top, workloads
+from phaul_client.cli import certs, completion, drain, migrate, migrations, node, top, workloads
 from phaul_client.cli.connection import DaemonError
 from phaul_client.cli.errors import tell_error
 from phaul_client.cli.json_output import error_json, to_line
@@ -47,7 +47,7 @@ def phaul() -> None:
 for each in (
     *(workloads.run, workloads.ps, workloads.wait, workloads.stop, workloads.rm, workloads.logs),
     *(migrate.migrate, drain.drain, migrations.status, migrations.report, migrations.cancel, migrations.resolve),
-    *(top.top, node.preflight, node.doctor, node.info, completion.completion),
+    *(top.top, node.preflight, node.doctor, node.info, certs.certs, completion.completion),
 ):
     phaul.add_command(each)
 

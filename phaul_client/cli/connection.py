@@ -5,9 +5,11 @@ The invariant: a daemon that does not answer is told within seconds; no call wai
 
 import asyncio
 import contextlib
+import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, TypeVar
 
 import grpc
@@ -15,6 +17,7 @@ import grpc
 from phaul.v1 import migrations_pb2_grpc, node_pb2_grpc
 from phaul_client.errors import PeerRefused, PeerUnavailable, PhaulError
 from phaul_client.status import from_rpc_error
+from phaul_client.tls import Tls
 
 DEFAULT_DAEMON: Final = "unix:/run/phaul/phauld.sock"
 DEFAULT_PORT: Final = 7707
@@ -69,10 +72,20 @@ class Daemon:
     migrations: "migrations_pb2_grpc.MigrationsAsyncStub"
 
 
+def _channel(address: str) -> grpc.aio.Channel:
+    """With TLS if $PHAUL_TLS_DIR says from where, and $PHAUL_TLS_NAME which node it must be (default: the host)."""
+    directory = os.environ.get("PHAUL_TLS_DIR", "")
+    if not directory or address.startswith("unix:"):
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    name = os.environ.get("PHAUL_TLS_NAME", "") or address.rpartition(":")[0].strip("[]")
+    options = [*_OPTIONS, ("grpc.ssl_target_name_override", name)]
+    return grpc.aio.secure_channel(address, Tls(Path(directory)).channel_credentials(), options=options)
+
+
 @contextlib.asynccontextmanager
 async def connect(address: str) -> AsyncIterator[Daemon]:
     """The services at a target of `parse_daemon`. An error of gRPC inside becomes a `PhaulError`."""
-    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+    async with _channel(address) as channel:
         try:
             yield Daemon(address, node_pb2_grpc.NodeStub(channel), migrations_pb2_grpc.MigrationsStub(channel))
         except grpc.aio.AioRpcError as exc:

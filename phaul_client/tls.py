@@ -1,0 +1,55 @@
+"""Mutual TLS of gRPC from one directory: `ca.crt`, `node.crt`, `node.key`.
+
+The invariant: files are read anew for each connection, so that replaced certificates count without a restart.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from phaul_client.errors import InvalidRequest
+
+CA_FILE: Final = "ca.crt"
+CERTIFICATE_FILE: Final = "node.crt"
+KEY_FILE: Final = "node.key"
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Where the certificates of this node, or of a person, are."""
+
+    directory: Path
+
+    def read(self) -> tuple[bytes, bytes, bytes]:
+        """CA, certificate and key. Raises `InvalidRequest` naming the file."""
+        return self._read(CA_FILE), self._read(CERTIFICATE_FILE), self._read(KEY_FILE)
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """For one connection. Raises `InvalidRequest`."""
+        ca, certificate, key = self.read()
+        return grpc.ssl_channel_credentials(ca, key, certificate)
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """A client certificate is required; files that are not there for a moment leave the old ones in force."""
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            try:
+                return self._configuration()
+            except InvalidRequest:
+                return None
+
+        return grpc.dynamic_ssl_server_credentials(self._configuration(), fetch, require_client_authentication=True)
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        ca, certificate, key = self.read()
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], ca)
+
+    def _read(self, name: str) -> bytes:
+        path = self.directory / name
+        try:
+            return path.read_bytes()
+        except OSError as exc:
+            remedy = "phaul certs init makes a CA, phaul certs issue the certificate of a node"
+            raise InvalidRequest(f"TLS: {path}: {exc.strerror}", remedy=remedy) from exc

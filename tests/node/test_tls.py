@@ -1,0 +1,80 @@
+"""gRPC over mutual TLS between real daemons: who gets in, reload without a restart, a move."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from phaul_client.certs import issue, make_ca
+from tests.nodes import PROGRAMS, Completed, Nodes, two_nodes
+
+pytestmark = pytest.mark.criu
+
+POLICY = (
+    '[peers.{peer}]\nreceive_from = true\nsend_to = true\naddresses = ["{address}"]\n[peers.admin]\nadminister = true\n'
+)
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
+    make_ca(tmp_path / "ca")
+    make_ca(tmp_path / "rogue-ca")
+    async with two_nodes(tmp_path / "nodes") as nodes:
+        for name in ("a", "b", "admin", "stranger"):
+            issue(tmp_path / "ca", name, tmp_path / name)
+        issue(tmp_path / "rogue-ca", "admin", tmp_path / "rogue")
+        shutil.copy(tmp_path / "ca" / "ca.crt", tmp_path / "rogue" / "ca.crt")
+        issue(tmp_path / "ca", "admin", tmp_path / "expired", days=-1)
+        for node, peer in ((nodes.a, nodes.b), (nodes.b, nodes.a)):
+            (tmp_path / node.name / "policy.toml").write_text(POLICY.format(peer=peer.name, address=peer.address))
+            await node.start_phauld(tls_dir=tmp_path / node.name)
+        yield nodes
+
+
+async def ask(nodes: Nodes, directory: Path, *words: str, name: str = "b") -> Completed:
+    argv: list[str | Path] = [PROGRAMS / "phaul", "--daemon", f"{nodes.b.address}:7707", *words]
+    env = {"PHAUL_TLS_DIR": str(directory), "PHAUL_TLS_NAME": name}
+    return await nodes.a.run(argv, check=False, env=env)
+
+
+async def test_who_gets_in(nodes: Nodes, tmp_path: Path) -> None:
+    assert (await ask(nodes, tmp_path / "admin", "ps")).returncode == 0
+    refused = await ask(nodes, tmp_path / "a", "ps")
+    assert refused.returncode != 0
+    assert "a has no right administer" in refused.stderr
+    assert (await ask(nodes, tmp_path / "a", "info")).returncode == 0
+    assert "not in the policy" in (await ask(nodes, tmp_path / "stranger", "info")).stderr
+    for wrong in ("rogue", "expired"):
+        assert (await ask(nodes, tmp_path / wrong, "ps")).returncode == 6, wrong
+    assert (await ask(nodes, tmp_path / "admin", "ps", name="a")).returncode == 6
+    assert (await nodes.a.phaul("--daemon", f"{nodes.b.address}:7707", "ps")).returncode == 6
+
+
+async def test_certificates_are_replaced_without_a_restart(nodes: Nodes, tmp_path: Path) -> None:
+    make_ca(tmp_path / "ca2")
+    issue(tmp_path / "ca2", "b", tmp_path / "b2")
+    issue(tmp_path / "ca2", "admin", tmp_path / "admin2")
+    assert (await ask(nodes, tmp_path / "admin2", "ps")).returncode == 6
+    for file in ("ca.crt", "node.key", "node.crt"):
+        os.replace(tmp_path / "b2" / file, tmp_path / "b" / file)
+    assert (await ask(nodes, tmp_path / "admin2", "ps")).returncode == 0
+    assert (await ask(nodes, tmp_path / "admin", "ps")).returncode == 6
+    (tmp_path / "b" / "policy.toml").write_text("")
+    assert "not in the policy" in (await ask(nodes, tmp_path / "admin2", "ps")).stderr
+
+
+async def test_a_move(nodes: Nodes, tmp_path: Path) -> None:
+    await nodes.a.phaul("run", "--name", "sleeper", "--", "sleep", "1000", check=True)
+    await nodes.a.phaul("migrate", "sleeper", "--to", nodes.b.address, check=True)
+    assert "sleeper" in (await nodes.b.phaul("ps", check=True)).stdout
+
+
+async def test_a_destination_that_the_policy_does_not_know(nodes: Nodes, tmp_path: Path) -> None:
+    (tmp_path / "a" / "policy.toml").write_text("")
+    await nodes.a.phaul("run", "--name", "sleeper", "--", "sleep", "1000", check=True)
+    moved = await nodes.a.phaul("migrate", "sleeper", "--to", nodes.b.address)
+    assert moved.returncode != 0
+    assert "policy" in moved.stderr
+    assert "sleeper" in (await nodes.a.phaul("ps", check=True)).stdout
