@@ -3,6 +3,7 @@
 The invariant: files are read anew for each connection, so that replaced certificates count without a restart.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,13 +35,15 @@ class Tls:
     def server_credentials(self) -> grpc.ServerCredentials:
         """A client certificate is required; files that are not there for a moment leave the old ones in force."""
 
-        def fetch() -> grpc.ServerCertificateConfiguration | None:
-            try:
-                return self._configuration()
-            except InvalidRequest:
-                return None
+        current = self._configuration()
 
-        return grpc.dynamic_ssl_server_credentials(self._configuration(), fetch, require_client_authentication=True)
+        def fetch() -> grpc.ServerCertificateConfiguration:
+            nonlocal current
+            with contextlib.suppress(InvalidRequest):
+                current = self._configuration()
+            return current
+
+        return grpc.dynamic_ssl_server_credentials(current, fetch, require_client_authentication=True)
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         ca, certificate, key = self.read()

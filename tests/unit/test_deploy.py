@@ -11,7 +11,7 @@ from phauld.config import Config, load_config
 
 DEPLOY: Final = Path(__file__).resolve().parents[2] / "deploy"
 #: Their defaults differ from node to node, so the sample has examples.
-EXAMPLES: Final = {"node_name", "criu"}
+EXAMPLES: Final = {"node_name", "criu", "tls_dir"}
 
 
 def test_the_sample_has_every_setting_once_with_its_default(tmp_path: Path) -> None:
