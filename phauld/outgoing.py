@@ -128,6 +128,7 @@ class Outgoing:
         self._policy: Switchable | None = None
         self._is_stopping = False
         self._is_left = False  # its end is a recovery's: soon, or when phauld is started again
+        self._is_recovery = False
         self._has_opened = False  # from then on it is rolled back, not refused
         self._journal = journal
         self._costs = costs
@@ -325,9 +326,14 @@ class Outgoing:
         finally:
             await finish(self._finish())
 
+    @property
+    def _has_not_begun(self) -> bool:
+        """A recovery that could not even get at its connection: nothing has become of the tree yet."""
+        return self._is_recovery and self._coordinator is None
+
     async def _finish(self) -> None:
         phase = self._coordinator.phase if self._coordinator is not None else Phase.PREFLIGHT
-        if phase in _LEFT_TO_THE_NEXT:
+        if phase in _LEFT_TO_THE_NEXT or self._has_not_begun:
             self._is_left = True
             return
         self.record.finished_at.CopyFrom(convert.timestamp(time.time()))
@@ -429,6 +435,7 @@ class Outgoing:
         self._announce()
 
     async def _recover(self, entry: OutgoingEntry) -> None:
+        self._is_recovery = True
         self.record.ClearField("finished_at")  # of a report that an earlier phauld wrote too early
         self.record.ClearField("error")
         await undo_leftover(self._target.pid)
@@ -630,7 +637,8 @@ class Outgoing:
 
     def _ended_badly(self, error: BaseException) -> None:
         shown: BaseException = error
-        if self._coordinator is not None and self._coordinator.phase in _LEFT_TO_THE_NEXT - commit.IN_DOUBT:
+        left = self._coordinator is not None and self._coordinator.phase in _LEFT_TO_THE_NEXT - commit.IN_DOUBT
+        if left or self._has_not_begun:
             logger.warning("left to a recovery migration_id=%s error=%r", self.migration_id, error)
             return
         if self._coordinator is not None and self._coordinator.phase in commit.IN_DOUBT:

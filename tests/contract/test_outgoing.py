@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from phaul.v1 import migrations_pb2, types_pb2
 from phaul_client.commit import Phase
 from phaul_client.coordinator import Recovery
+from phaul_client.errors import PhaulError
 from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
+from phauld import outgoing
 from phauld.costs import CostBook
 from phauld.journal import Journal
 from phauld.node import Node
@@ -94,6 +98,27 @@ async def test_an_attempt_that_fails_in_doubt_is_made_again_and_can_be_resolved(
     assert "an operator (burnt down)" in bench.outgoing.record.status_text
     assert bench.outgoing.record.phase == types_pb2.MIGRATION_PHASE_DONE
     assert not bench.outgoing.record.HasField("error")
+
+
+async def test_a_recovery_that_cannot_even_begin_is_not_the_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the certificates or the policy cannot be read: the tree is stopped, and somebody must still ask."""
+    attempts: list[int] = []
+    opened = outgoing.open_channel
+
+    def refuse_once(*args: Any, **options: Any) -> grpc.aio.Channel:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise PhaulError("the policy cannot be read", reason="UNAUTHORIZED")
+        return opened(*args, **options)
+
+    monkeypatch.setattr(outgoing, "open_channel", refuse_once)
+    await bench.resume(Phase.ROLLING_BACK)
+    await until(lambda: len(attempts) == 2, timeout_seconds=10)
+    async with asyncio.timeout(20):
+        await bench.outgoing.wait()
+    entry = await bench.journal.get_outgoing("move")
+    assert entry is not None
+    assert entry.phase is Phase.ROLLED_BACK
 
 
 async def test_an_error_behind_the_end_does_not_make_it_a_roll_back(
