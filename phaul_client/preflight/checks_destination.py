@@ -49,13 +49,13 @@ def _files(needs: Requirements, found: DestinationFacts) -> Iterator[Problem]:
         if (there := found.files.get(file.path)) is None:
             what = "mapped" if file.mapped else "open"
             message = f"is {what} in the tree and does not exist on {found.node.name}"
-            yield error(code, file.path, message, "install or copy it there, or let phaul copy it (--sync)")
+            yield error(code, file.path, message, "install or copy it there")
         else:
             yield from _difference(file, there, found.node.name)
 
 
 def _difference(file: RequiredFile, there: FoundFile, node: str) -> Iterator[Problem]:
-    remedy = "install the same version there, or let phaul copy it (--sync)"
+    remedy = "install the same version there"
     if stat.S_IFMT(file.mode) != stat.S_IFMT(there.mode):
         yield error("file-type", file.path, f"is a file of another kind on {node}", remedy)
         return
