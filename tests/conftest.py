@@ -39,7 +39,7 @@ MISSING: Final[dict[str, Callable[[], str | None]]] = {"criu": criu_missing}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--json`, `--quick` and `--all`."""
-    parser.addoption("--all", action="store_true", help="every mode of every workload")
+    parser.addoption("--all", action="store_true", help="faults: each point; workloads: each mode")
     parser.addoption("--json", metavar="FILE", help="write what the tests measured to FILE")
     parser.addoption("--quick", action="store_true", help="smaller sizes and fewer repetitions")
 

@@ -321,8 +321,8 @@ async def test_a_silent_source_loses_its_session(tmp_path: Path) -> None:
             assert (await remote.get_session()).phase == types_pb2.SESSION_PHASE_ABORTED
             with pytest.raises(grpc.aio.AioRpcError):
                 await there.stub.RenewLease(remote_pb2.RenewLeaseRequest(migration_id="move"))
-            assert await reason(remote.start_iter()) == "WRONG_PHASE"
-            assert await reason(remote.restore(image_files=0, timeout_seconds=5)) == "WRONG_PHASE"
+            assert await reason(remote.start_iter()) == "LEASE_EXPIRED"
+            assert await reason(remote.restore(image_files=0, timeout_seconds=5)) == "LEASE_EXPIRED"
             assert await reason(remote.commit(timeout_seconds=5)) == "WRONG_PHASE"
 
 

@@ -15,7 +15,6 @@ PARTS: Final = 6
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="faults: every point of the matrix, not a sixth of them")
     parser.addoption("--count", type=int, default=20, metavar="N", help="faults: migrations with random faults")
     parser.addoption("--seed", type=int, help="faults: repeat the random faults of this seed")
 
