@@ -1,4 +1,4 @@
-"""Asks the policy (`access.py`) before each call that comes by TLS; the policy file is read anew when it changes.
+"""Asks the policy (`access.py`) before each call that comes by TLS; the policy file is read anew for each.
 
 The invariant: a policy that cannot be read allows nothing. The unix socket is guarded by its mode.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+from collections.abc import Sequence
 from typing import Any, Final
 
 import grpc
@@ -48,7 +49,7 @@ class Guard:
             raise PhaulError(f"{method} is not allowed: {why}", reason="UNAUTHORIZED", remedy=f"{POLICY_FILE} there")
 
     def open_channel(
-        self, address: str, options: list[tuple[str, Any]], interceptors: tuple[grpc.aio.ClientInterceptor, ...]
+        self, address: str, options: Sequence[tuple[str, Any]], interceptors: Sequence[grpc.aio.ClientInterceptor]
     ) -> grpc.aio.Channel:
         """A connection to the node that the policy knows at this address. Raises `InvalidRequest`."""
         name = self.policy().destination(address.rpartition(":")[0].strip("[]"))

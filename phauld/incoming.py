@@ -445,7 +445,9 @@ class Session:
                 assert self._slot is not None
                 self._slot.release()
                 self._mark("journal: committing")
-                await self._show_addresses()  # before its first packet, which has to have an answer
+                await self._addresses_are(
+                    "announced", self._addresses.show
+                )  # before its first packet, which has to have an answer
                 self._released.set_result(None)
             case Do.KILL_TREE:
                 await finish(self._kill_tree())
@@ -533,7 +535,7 @@ class Session:
         self._post(Event.TREE_RUNS if self._slot.ran else Event.TREE_NEVER_RAN)
 
     async def _kill_tree(self) -> None:
-        await self._mute_addresses()
+        await self._addresses_are("muted", self._addresses.mute)  # the end of its connections is nobody's business
         if self._restoring is not None:
             self._restoring.cancel()
             await asyncio.gather(self._restoring, return_exceptions=True)
@@ -550,23 +552,16 @@ class Session:
             self._slot = None
         self._let_go()
 
-    async def _show_addresses(self) -> None:
-        """The tree runs: what is said to its addresses may reach it."""
+    async def _addresses_are(self, done: str, act: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """What fails is logged: the tree does not wait for it."""
         try:
-            await self._addresses.show()
+            await act()
         except PhaulError as exc:
-            logger.error("address not announced migration_id=%s error=%s", self.incoming.migration_id, exc)
-
-    async def _mute_addresses(self) -> None:
-        """The end of its connections is nobody's business."""
-        try:
-            await self._addresses.mute()
-        except PhaulError as exc:
-            logger.error("address not muted migration_id=%s error=%s", self.incoming.migration_id, exc)
+            logger.error("address not %s migration_id=%s error=%s", done, self.incoming.migration_id, exc)
 
     async def _settle(self) -> None:
         """The tree runs: its record stands for its name, and what it was made of goes."""
-        await self._show_addresses()  # again, for who missed it, and after a crash
+        await self._addresses_are("announced", self._addresses.show)  # again, for who missed it, and after a crash
         if self._slot is not None:
             self._slot.keep(self.incoming.spec.name)
             self._slot = None
@@ -628,15 +623,9 @@ class Session:
             self._start(self._remove_images_later())
         self._holds_images = False
         if self._phase is Phase.ABORTED:
-            await self._drop_addresses()
+            await self._addresses_are("dropped", self._addresses.drop)
             for path in self._made:
                 path.unlink(missing_ok=True)
-
-    async def _drop_addresses(self) -> None:
-        try:
-            await self._addresses.drop()
-        except PhaulError as exc:
-            logger.error("address not dropped migration_id=%s error=%s", self.incoming.migration_id, exc)
 
     async def _remove_images(self) -> bool:
         try:

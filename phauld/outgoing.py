@@ -171,7 +171,7 @@ class Outgoing:
     async def check(self) -> None:
         """Only the preflight; the record then has what it found. Raises `PeerError`."""
         async with (
-            open_channel(self.record.destination_address, guard=self._node.guard) as channel,
+            self._channel() as channel,
             GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
         ):
             try:
@@ -254,6 +254,10 @@ class Outgoing:
                 downtime_goal_seconds=self._options.downtime_goal_seconds,
                 bandwidth_limit_bytes_per_second=limit or None,
             )
+
+    def _channel(self) -> grpc.aio.Channel:
+        interceptors = self._observer.client_interceptors(self.migration_id)
+        return open_channel(self.record.destination_address, interceptors, self._node.guard)
 
     def _use(self, remote: GrpcRemote) -> None:
         self._remote = remote
@@ -354,9 +358,7 @@ class Outgoing:
 
     async def _migrate(self) -> None:
         async with (
-            open_channel(
-                self.record.destination_address, self._observer.client_interceptors(self.migration_id), self._node.guard
-            ) as channel,
+            self._channel() as channel,
             GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
             asyncio.timeout(self._options.deadline_seconds) as deadline,
         ):
@@ -443,9 +445,7 @@ class Outgoing:
         if "relay" not in entry.detail:  # else criu may still serve pages
             await wait_or_kill(entry.detail.get("criu"))
         async with (
-            open_channel(
-                self.record.destination_address, self._observer.client_interceptors(self.migration_id), self._node.guard
-            ) as channel,
+            self._channel() as channel,
             GrpcRemote(
                 self.record.destination_address,
                 channel,
@@ -713,13 +713,13 @@ class Outgoing:
 
 
 def open_channel(
-    address: str, interceptors: Sequence[grpc.aio.ClientInterceptor] = (), guard: Guard | None = None
+    address: str, interceptors: Sequence[grpc.aio.ClientInterceptor], guard: Guard | None
 ) -> grpc.aio.Channel:
     """A connection of its own: what a cut did to another migration's (a back-off, a dead socket) is not ours."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     if guard is not None:
-        return guard.open_channel(address, list(options), tuple(interceptors))
-    return grpc.aio.insecure_channel(address, options=options, interceptors=tuple(interceptors))
+        return guard.open_channel(address, options, interceptors)
+    return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
 
 
 async def wait_or_kill(process: Mapping[str, Any] | None) -> None:

@@ -144,20 +144,20 @@ class Tracing(Observer):
         return answer
 
 
-class _OneCalls(grpc.aio.UnaryUnaryClientInterceptor):
+class _Calls:
+    """Of one migration."""
+
     def __init__(self, tracing: Tracing, migration_id: str) -> None:
         self._tracing = tracing
         self._migration_id = migration_id
 
+
+class _OneCalls(_Calls, grpc.aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         return await self._tracing.call(self._migration_id, continuation, client_call_details, request)
 
 
-class _StreamCalls(grpc.aio.StreamUnaryClientInterceptor):
-    def __init__(self, tracing: Tracing, migration_id: str) -> None:
-        self._tracing = tracing
-        self._migration_id = migration_id
-
+class _StreamCalls(_Calls, grpc.aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         return await self._tracing.call(self._migration_id, continuation, client_call_details, request_iterator)
 

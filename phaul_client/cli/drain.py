@@ -18,6 +18,7 @@ from phaul.v1 import migrations_pb2, node_pb2
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli import parameters
 from phaul_client.cli.connection import CALL_SECONDS, LONG_CALL_SECONDS, Daemon, connect, persistently, translate
+from phaul_client.cli.follow import watch
 from phaul_client.cli.json_output import failure_json, migration_json, milliseconds, to_line
 from phaul_client.cli.migrate import refused
 from phaul_client.cli.outcomes import ExitCode, Outcome, exit_code_of, failure_of, is_refusal, outcome_of
@@ -138,22 +139,8 @@ class Drain:
                 if not is_refusal(error):
                     raise error from exc
                 return refused(request, error)
-        return await persistently(lambda: self._watch(answer.migration.migration_id), self._tell)
-
-    async def _watch(self, migration_id: str) -> Migration:
-        last = Migration()
-        call = self._daemon.migrations.WatchMigration(migrations_pb2.WatchMigrationRequest(migration_id=migration_id))
-        try:
-            async for snapshot in call:
-                last = snapshot.migration
-                if last.HasField("finished_at") or outcome_of(last) is Outcome.IN_DOUBT:
-                    return last
-        finally:
-            call.cancel()
-        if outcome_of(last) is None:
-            nothing = grpc.aio.Metadata()
-            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, "the stream ended too early")
-        return last
+        migration_id = answer.migration.migration_id
+        return await persistently(lambda: watch(self._daemon, migration_id, lambda _: None), self._tell)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

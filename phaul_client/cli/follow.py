@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -13,6 +14,26 @@ from phaul_client.cli.outcomes import Outcome, outcome_of
 from phaul_client.cli.progress import Progress
 
 _BROKEN_OFF: Final = "the stream ended before the migration did"
+
+
+async def watch(daemon: Daemon, migration_id: str, on_change: Callable[[Migration], None]) -> Migration:
+    """The migration as it ended, or as it is in doubt: a held one may stay so for ever. Raises `AioRpcError`."""
+    call = daemon.migrations.WatchMigration(migrations_pb2.WatchMigrationRequest(migration_id=migration_id))
+    last = Migration()
+    try:
+        async for snapshot in call:
+            last = snapshot.migration
+            on_change(last)
+            # The figures of the end may follow the phase of the end.
+            if last.HasField("finished_at") or outcome_of(last) is Outcome.IN_DOUBT:
+                return last
+    finally:
+        call.cancel()
+    if outcome_of(last) is not None:
+        return last
+    raise grpc.aio.AioRpcError(
+        grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details=_BROKEN_OFF
+    )
 
 
 class Follower:
@@ -51,24 +72,7 @@ class Follower:
                     task.cancel()
 
     async def _watch(self) -> Migration:
-        call = self._daemon.migrations.WatchMigration(
-            migrations_pb2.WatchMigrationRequest(migration_id=self._migration_id)
-        )
-        last = Migration()
-        try:
-            async for snapshot in call:
-                last = snapshot.migration
-                self._progress.update(last)
-                # The figures of the end may follow the phase of the end. A held one may stay so for ever.
-                if last.HasField("finished_at") or outcome_of(last) is Outcome.IN_DOUBT:
-                    return last
-        finally:
-            call.cancel()
-        if outcome_of(last) is not None:
-            return last
-        raise grpc.aio.AioRpcError(
-            grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details=_BROKEN_OFF
-        )
+        return await watch(self._daemon, self._migration_id, self._progress.update)
 
     def _interrupted(self) -> None:
         if self._cancelling is None:

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from typing import Final
 
 import pytest
 
+from tests.node.checksummed import run_checksummed
 from tests.nodes import Nodes
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(180)]
 
 MIB: Final = 384
 MOVES: Final = 4
-PROGRAM: Final = f"""
-import mmap, os, time, zlib
-memory = mmap.mmap(-1, {MIB} << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-for _ in range({MIB}): memory.write(os.urandom(1 << 20))
-checksum = zlib.crc32(memory)
-print("ready", flush=True)
-while not os.path.exists("DONE"): time.sleep(0.05)
-print("intact" if zlib.crc32(memory) == checksum else "lost", flush=True)
-time.sleep(1000)
-"""
 
 
 async def test_moved_again_at_once(daemons: Nodes) -> None:
     a, b, _ = daemons
     here, there = a, b
     done = a.directory / "done"
-    program = PROGRAM.replace("DONE", str(done))
-    await a.phaul("run", "--name", "victim", "--", sys.executable, "-ISc", program, check=True)
-    async with asyncio.timeout(60):
-        while "ready" not in (await a.phaul("logs", "victim")).stdout:  # noqa: ASYNC110 - over an RPC
-            await asyncio.sleep(0.1)
+    await run_checksummed(a, MIB, done)
     for _ in range(MOVES):
         words = ["migrate", "victim", "--to", there.address, "--restore", "lazy", "--json"]
         report = json.loads((await here.phaul(*words, check=True, timeout_seconds=120)).stdout.splitlines()[-1])

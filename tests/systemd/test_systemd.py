@@ -122,6 +122,12 @@ def test_a_phauld_killed_with_9_comes_back_and_its_trees_never_knew(machines: Pa
     assert_beats(a, "killed")
 
 
+def assert_one_copy_beats(machines: Pair, name: str) -> None:
+    a, b = machines
+    until(lambda: (name in a.running()) != (name in b.running()), "exactly one copy")
+    assert_beats(a if name in a.running() else b, name)
+
+
 @pytest.mark.parametrize("end", ["a", "b"])
 def test_a_phauld_killed_in_a_migration_leaves_one_tree(machines: Pair, end: str) -> None:
     a, b = machines
@@ -133,8 +139,7 @@ def test_a_phauld_killed_in_a_migration_leaves_one_tree(machines: Pair, end: str
     dying.run("kill", "-9", str(phauld), check=False)
     migration.communicate(timeout=60)
     dying.until_serving(not_pid=phauld)
-    until(lambda: ("midway" in a.running()) != ("midway" in b.running()), "exactly one copy")
-    assert_beats(a if "midway" in a.running() else b, "midway")
+    assert_one_copy_beats(machines, "midway")
 
 
 def test_a_restart_during_a_migration_leaves_one_tree(machines: Pair) -> None:
@@ -146,8 +151,7 @@ def test_a_restart_during_a_migration_leaves_one_tree(machines: Pair) -> None:
     a.run("systemctl", "restart", "phauld")
     migration.communicate(timeout=60)
     a.until_serving(not_pid=phauld)
-    until(lambda: ("restarted" in a.running()) != ("restarted" in b.running()), "exactly one copy")
-    assert_beats(a if "restarted" in a.running() else b, "restarted")
+    assert_one_copy_beats(machines, "restarted")
 
 
 def test_a_phauld_that_hangs_is_replaced_by_the_watchdog(machines: Pair) -> None:
