@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from phaul_client import grpc_settings  # noqa: F401 (before gRPC)
 from phaul_client.errors import PhaulError
 from phaul_criu.errors import CriuError
 from phauld import logs

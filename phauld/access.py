@@ -20,7 +20,7 @@ _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 class Right(enum.StrEnum):
     """What a peer may be allowed."""
 
-    KNOWN = "known"  #: any peer with a valid certificate
+    KNOWN = "known"  #: any peer in the policy
     RECEIVE_FROM = "receive_from"  #: it may send trees to this node
     ADMINISTER = "administer"  #: it may do what root may do here with `phaul`
 
@@ -43,6 +43,28 @@ RIGHTS: Final = {
     **{f"/phaul.v1.Node/{name}": Right.ADMINISTER for name in _NODE},
     "/phaul.v1.Node/GetInfo": Right.KNOWN,
 }
+#: Services for inspection, by the beginning of their methods' names. channelz tells who is connected from where.
+INSPECTION_RIGHTS: Final = {
+    "/grpc.health.": Right.KNOWN,
+    "/grpc.reflection.": Right.KNOWN,
+    "/grpc.channelz.": Right.ADMINISTER,
+}
+
+
+def right_for(method: str) -> Right | None:
+    """The right that a call needs; `None`: nobody may make it."""
+    found = RIGHTS.get(method)
+    if found is None:
+        found = next((right for prefix, right in INSPECTION_RIGHTS.items() if method.startswith(prefix)), None)
+    return found
+
+
+def may_drive(owner: str, caller: str) -> bool:
+    """Whether `caller` may make calls about the session that `owner` opened.
+
+    Without a name: root on the unix socket, or a daemon without TLS, where nobody has one.
+    """
+    return not caller or not owner or owner == caller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +91,7 @@ class Policy:
         name = peer_name(sans)
         if name is None:
             return f"its certificate has not exactly one URI {URI_PREFIX}NAME"
-        right = RIGHTS.get(method)
+        right = right_for(method)
         if right is None:
             return f"no rule for {method}"
         peer = self.peers.get(name)

@@ -7,16 +7,19 @@ import asyncio
 import logging
 import secrets
 import socket
+import time
 from typing import Final
 
 from phaul_client.errors import RemoteProtocolError
 from phaul_client.stream import PREAMBLE_BYTES, TOKEN_BYTES, Verdict, decode_preamble
+from phauld.seldom import Seldom
 
 logger = logging.getLogger(__name__)
 
 PREAMBLE_TIMEOUT_SECONDS: Final = 5.0
 MAX_STRANGERS: Final = 64
 BACKLOG: Final = 128
+TOLD_LINES: Final = 10  #: a minute
 
 
 class Expected:
@@ -59,6 +62,7 @@ class DataPort:
         self._expected: dict[bytes, Expected] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting: asyncio.Task[None] | None = None
+        self._told = Seldom(lines=TOLD_LINES)
 
     @property
     def port(self) -> int:
@@ -100,7 +104,7 @@ class DataPort:
                 await asyncio.sleep(0.1)
                 continue
             if len(self._tasks) >= MAX_STRANGERS:
-                logger.warning("data_port refused peer=%s reason=too_many_unauthenticated", peer[0])
+                self._tell(str(peer[0]), "too_many_unauthenticated")
                 sock.close()
                 continue
             task = asyncio.create_task(self._greet(sock, str(peer[0])))
@@ -116,15 +120,21 @@ class DataPort:
                 verdict = Verdict.ACCEPTED if expected else Verdict.REFUSED
                 await asyncio.get_running_loop().sock_sendall(sock, bytes([verdict]))
             if expected is None:
-                logger.warning("data_port refused peer=%s reason=unknown_token", peer)
+                self._tell(peer, "unknown_token")
                 return
             delivered = True
             expected.deliver(sock)
         except (OSError, TimeoutError, RemoteProtocolError) as exc:
-            logger.warning("data_port refused peer=%s reason=%s", peer, str(exc) or type(exc).__name__)
+            self._tell(peer, str(exc) or type(exc).__name__)
         finally:
             if not delivered:
                 sock.close()
+
+    def _tell(self, peer: str, reason: str) -> None:
+        """Strangers choose how often they come: a few lines a minute are enough."""
+        if self._told.may_say(time.monotonic()):
+            kept_back = self._told.take_kept_back()
+            logger.warning("data_port refused peer=%s reason=%s not_told_before=%d", peer, reason, kept_back)
 
 
 async def _receive_exactly(sock: socket.socket, size: int) -> bytes:

@@ -1,22 +1,30 @@
-"""Asks the policy (`access.py`) before each call that comes by TLS; the policy file is read anew for each.
+"""Asks the policy (`access.py`) before each call that comes by TLS; a policy file that changed counts at once.
 
 The invariant: a policy that cannot be read allows nothing. The unix socket is guarded by its mode.
 """
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
+import os
 import ssl
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
 
 from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_client.tls import Tls
-from phauld.access import Policy, parse_policy
+from phauld.access import Policy, parse_policy, peer_name
 
 POLICY_FILE: Final = "policy.toml"
+#: A file that was written less than this ago may be written again without a trace in its times.
+SETTLED_SECONDS: Final = 2.0
+#: The name in the certificate of whoever makes the call that runs; empty on the unix socket and without TLS.
+CALLER: Final = contextvars.ContextVar("caller", default="")
 
 
 class Guard:
@@ -25,17 +33,24 @@ class Guard:
     def __init__(self, tls: Tls) -> None:
         self.tls = tls
         self._path = tls.directory / POLICY_FILE
+        self._known: tuple[tuple[int, ...], Policy] | None = None  # what the file looked like, and said
 
     def policy(self) -> Policy:
         """As it stands in the file. Raises `InvalidRequest`."""
         try:
-            return parse_policy(self._path.read_text(encoding="utf-8"))
+            looks = _looks(self._path)
+            if self._known is not None and self._known[0] == looks:
+                return self._known[1]
+            policy = parse_policy(self._path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as exc:
             remedy = "it needs [peers.NAME] with receive_from, send_to or administer = true"
             raise InvalidRequest(f"policy {self._path}: {exc}", reason="UNAUTHORIZED", remedy=remedy) from exc
+        is_settled = time.time() - looks[0] / 1e9 > SETTLED_SECONDS
+        self._known = (looks, policy) if is_settled else None
+        return policy
 
     def check(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Raises `PhaulError` UNAUTHORIZED."""
+        """Let the call through and name its `CALLER`. Raises `PhaulError` UNAUTHORIZED."""
         if context.peer().startswith("unix:"):
             return
         facts = context.auth_context()
@@ -47,6 +62,7 @@ class Guard:
             why = self.policy().refusal(method, sans, fingerprint)
         if why:
             raise PhaulError(f"{method} is not allowed: {why}", reason="UNAUTHORIZED", remedy=f"{POLICY_FILE} there")
+        CALLER.set(peer_name(sans) or "")
 
     def open_channel(
         self, address: str, options: Sequence[tuple[str, Any]], interceptors: Sequence[grpc.aio.ClientInterceptor]
@@ -56,3 +72,10 @@ class Guard:
         options = [*options, ("grpc.ssl_target_name_override", name)]
         credentials = self.tls.channel_credentials()
         return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
+
+
+def _looks(path: Path) -> tuple[int, ...]:
+    """Different once the file was written or replaced: times in ns, the later one first. Raises `OSError`."""
+    found = os.stat(path)
+    times = (found.st_mtime_ns, found.st_ctime_ns)
+    return (max(times), *times, found.st_ino, found.st_dev, found.st_size)

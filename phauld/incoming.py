@@ -67,9 +67,10 @@ class Incoming:
     promise: Promise
     postcopy: bool = False  #: pages may come after the commit
     addresses: tuple[Address, ...] = ()  #: that move along
+    owner: str = ""  #: the name in the certificate that opened it; empty without TLS
 
     @classmethod
-    def unknown(cls, migration_id: str, source_node_id: str = "") -> "Incoming":
+    def unknown(cls, migration_id: str, source_node_id: str = "", owner: str = "") -> "Incoming":
         """What is left to say of a session whose opening was never seen, or is long past."""
         return cls(
             migration_id=migration_id,
@@ -79,12 +80,13 @@ class Incoming:
             carried=(),
             lease_seconds=0,
             promise=Promise(bytes=0, in_memory=False),
+            owner=owner,
         )
 
     @classmethod
     def from_journal(cls, entry: IncomingEntry) -> "Incoming":
         """What the journal says of a session of an earlier phauld."""
-        known = cls.unknown(entry.migration_id, entry.source_node_id)
+        known = cls.unknown(entry.migration_id, entry.source_node_id, entry.detail.get("owner", ""))
         if "record" not in entry.detail:
             return known
         return dataclasses.replace(

@@ -1,25 +1,38 @@
-"""Turns the errors of handlers into gRPC's status, in one place for all services."""
+"""Asks who may call, and turns the errors of handlers into gRPC's status, in one place for all services."""
 
 from __future__ import annotations
 
+import inspect
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import grpc
 
 from phaul_client.errors import PhaulError
-from phaul_client.status import to_status
+from phaul_client.status import reason_of, to_status
 from phaul_criu.errors import CriuError
 from phauld.guard import Guard
+from phauld.seldom import Seldom
 
 logger = logging.getLogger(__name__)
 
 _OURS: Final = (PhaulError, CriuError, OSError, TimeoutError)
+#: Callers choose how often they fail; what is told of it is bounded, and kinds do not hide each other.
+_STRANGERS: Final = Seldom(lines=20)
+_REFUSED: Final = Seldom(lines=200)
+_FAILED: Final = Seldom(lines=20)
+_KINDS: Final[dict[str, Callable[..., grpc.RpcMethodHandler[Any, Any]]]] = {
+    "unary_unary": grpc.unary_unary_rpc_method_handler,
+    "unary_stream": grpc.unary_stream_rpc_method_handler,
+    "stream_unary": grpc.stream_unary_rpc_method_handler,
+    "stream_stream": grpc.stream_stream_rpc_method_handler,
+}
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler of ours; a bug is logged with its traceback and answered as INTERNAL."""
+    """Wraps every handler, those for inspection too; a bug is logged with its traceback and answered as INTERNAL."""
 
     def __init__(self, guard: Guard | None = None) -> None:
         self._guard = guard
@@ -31,23 +44,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith("/phaul."):
+        if handler is None or (self._guard is None and not method.startswith("/phaul.")):
             return handler
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                _one(self._guard, method, handler.unary_unary),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        if handler.stream_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(
-                _one(self._guard, method, handler.stream_unary),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        return grpc.unary_stream_rpc_method_handler(
-            _many(self._guard, method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
-        )
+        kind = next(name for name in _KINDS if getattr(handler, name) is not None)
+        behaviour = getattr(handler, kind)
+        # the one of health.Watch is a coroutine that writes its answers
+        wrap = _many if inspect.isasyncgenfunction(behaviour) else _one
+        wrapped = wrap(self._guard, method, behaviour)
+        return _KINDS[kind](wrapped, handler.request_deserializer, handler.response_serializer)
 
 
 def _one(guard: Guard | None, method: str, behaviour: Any) -> Any:
@@ -78,8 +82,15 @@ def _many(guard: Guard | None, method: str, behaviour: Any) -> Any:
 async def _refuse(method: str, error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    if isinstance(error, _OURS):
-        logger.info("refused method=%s error=%s", method, error)
-    else:
-        logger.error("failed method=%s", method, exc_info=error)
+    if isinstance(error, NotImplementedError):
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served")
+    is_ours = isinstance(error, _OURS)
+    seldom = _FAILED if not is_ours else _STRANGERS if reason_of(error) == "UNAUTHORIZED" else _REFUSED
+    if seldom.may_say(time.monotonic()):
+        if kept_back := seldom.take_kept_back():
+            logger.warning("refused or failed before and not told number=%d", kept_back)
+        if is_ours:
+            logger.info("refused method=%s peer=%s error=%s", method, context.peer(), error)
+        else:
+            logger.error("failed method=%s peer=%s", method, context.peer(), exc_info=error)
     await context.abort_with_status(to_status(error))

@@ -25,7 +25,9 @@ from phaul_client.errors import (
 from phaul_client.modes import Mode
 from phaul_client.timeline import steps_since
 from phauld import convert, placement, session
+from phauld.access import may_drive
 from phauld.dataport import DataPort
+from phauld.guard import CALLER
 from phauld.incoming import Incoming, Session
 from phauld.journal import IncomingEntry, Journal
 from phauld.node import Node, memory_available_bytes
@@ -182,7 +184,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
     async def Abort(self, request: remote_pb2.AbortRequest, context: Context) -> remote_pb2.AbortResponse:
         found = await self._find(request.migration_id)
         if found is None:
-            found = self._session(Incoming.unknown(request.migration_id), Phase.ABSENT)
+            found = self._session(Incoming.unknown(request.migration_id, owner=CALLER.get()), Phase.ABSENT)
             self._sessions[request.migration_id] = found
         await found.abort()
         return remote_pb2.AbortResponse(phase=convert.session_phase(found.phase))
@@ -231,6 +233,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             promise=Promise(bytes=request.expected_bytes, in_memory=place.in_memory),
             postcopy=options.mode in (Mode.POST_COPY, Mode.HYBRID),
             addresses=options.addresses,
+            owner=CALLER.get(),
         )
         logger.info("images migration_id=%s place=%s reason=%r", request.migration_id, place.directory, place.reason)
         return self._session(incoming, Phase.ABSENT, place.directory)
@@ -247,13 +250,16 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         return placement.place(expected_bytes, room, (each.promise for each in self._sessions.values()))
 
     def _session(self, incoming: Incoming, phase: Phase, images_dir: Path | None = None) -> Session:
+        journal = self._journal.incoming(incoming.migration_id, incoming.source_node_id)
+        if incoming.owner:
+            journal.note(owner=incoming.owner)
         return Session(
             incoming,
             directory=(images_dir or self._terms.images_dir) / f"in-{incoming.migration_id}",
             criu=self._node.criu,
             workloads=self._workloads,
             data_port=self._data_port,
-            journal=self._journal.incoming(incoming.migration_id, incoming.source_node_id),
+            journal=journal,
             phase=phase,
             on_end=self._drop,
         )
@@ -269,9 +275,16 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         return found
 
     async def _find(self, migration_id: str) -> Session | None:
-        """Raises `InvalidRequest` for what is no id: it becomes part of a path."""
+        """Raises `InvalidRequest` for what is no id: it becomes part of a path; UNAUTHORIZED for another's session."""
         if not _ID.fullmatch(migration_id):
             raise InvalidRequest(f"{migration_id!r} is not a migration id")
+        found = await self._look_up(migration_id)
+        if found is not None and not may_drive(found.incoming.owner, CALLER.get()):
+            logger.warning("refused migration_id=%s owner=%s caller=%s", *_whose(found))
+            raise PhaulError(f"{migration_id} belongs to another node", reason="UNAUTHORIZED")
+        return found
+
+    async def _look_up(self, migration_id: str) -> Session | None:
         if migration_id not in self._sessions:
             entry = await self._journal.get_incoming(migration_id)
             if entry is None:
@@ -310,3 +323,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             lease_expires_at=convert.timestamp(found.lease_expires_at) if leased else None,
             error=convert.failure(found.failure) if found.failure is not None else None,
         )
+
+
+def _whose(found: Session) -> tuple[str, str, str]:
+    return found.incoming.migration_id, found.incoming.owner, CALLER.get()

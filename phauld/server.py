@@ -113,7 +113,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     node_service = NodeService(node, workloads, migrations.preflight, lambda: (remote.active, migrations.active))
     node_pb2_grpc.add_NodeServicer_to_server(node_service, server)
     checks = _add_inspection(server)
-    _bind(server, config, guard)
+    listens = _bind(server, config, guard)
     stack.callback(config.unix.unlink, missing_ok=True)
     for name in (*SERVICES, health.OVERALL_HEALTH):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -133,7 +133,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     if web is not None:
         stack.push_async_callback(web.stop)
     notifier.ready(status())
-    logger.info("serving listen=%s unix=%s data_port=%d node_id=%s", *_where(config, data_port, node))
+    logger.info("serving listen=%s unix=%s data_port=%d node_id=%s", *_where(config, listens, data_port, node))
     await stop.wait()
     logger.info("stopping")
     notifier.stopping(status())
@@ -176,8 +176,8 @@ async def _start_web(
     return web
 
 
-def _where(config: Config, data_port: DataPort, node: Node) -> tuple[str, Path, int, str]:
-    return config.listen, config.unix, data_port.port, node.node_id
+def _where(config: Config, listens: int, data_port: DataPort, node: Node) -> tuple[str, Path, int, str]:
+    return f"{config.listen.rpartition(':')[0]}:{listens}", config.unix, data_port.port, node.node_id
 
 
 def _add_inspection(server: grpc.aio.Server) -> health.aio.HealthServicer:
@@ -190,18 +190,21 @@ def _add_inspection(server: grpc.aio.Server) -> health.aio.HealthServicer:
     return checks
 
 
-def _bind(server: grpc.aio.Server, config: Config, guard: Guard | None) -> None:
+def _bind(server: grpc.aio.Server, config: Config, guard: Guard | None) -> int:
+    """Listen; returns the port of `config.listen`, which may leave the choice to the kernel."""
     with contextlib.suppress(FileNotFoundError):
         config.unix.unlink()
+    ports = []
     for address in (config.listen, f"unix:{config.unix}"):
         try:
             if guard is not None and address == config.listen:
-                server.add_secure_port(address, guard.tls.server_credentials())
+                ports.append(server.add_secure_port(address, guard.tls.server_credentials()))
             else:
-                server.add_insecure_port(address)
+                ports.append(server.add_insecure_port(address))
         except RuntimeError as exc:
             remedy = "another phauld may run here: choose another --listen and --unix"
             raise InvalidRequest(f"cannot listen on {address}", remedy=remedy) from exc
+    return ports[0]
 
 
 def _make_directories(config: Config) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from phaul.v1 import migrations_pb2, node_pb2, remote_pb2
 from phaul_client.errors import InvalidRequest
-from phauld.access import RIGHTS, Right, parse_policy, peer_name
+from phauld.access import RIGHTS, Right, may_drive, parse_policy, peer_name
 
 POLICY = f"""
 revoked = ["{"ab" * 32}"]
@@ -65,3 +65,10 @@ def test_destination() -> None:
 def test_a_policy_with_a_mistake_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest):
         parse_policy(text)
+
+
+def test_a_session_is_its_owners() -> None:
+    assert may_drive("a", "a")
+    assert not may_drive("a", "b")
+    assert may_drive("a", "")  # root on the unix socket
+    assert may_drive("", "b")  # opened without TLS, or by an older phauld

@@ -43,8 +43,10 @@ PURE: Final = frozenset(
         "phaul_client.rounds",
         "phaul_client.stream",
         "phaul_client.throttle",
+        "phauld.access",
         "phauld.costs",
         "phauld.errors",
+        "phauld.seldom",
         "phauld.session",
     }
 )

@@ -1,0 +1,186 @@
+"""Every call with every kind of certificate: who gets as far as the call itself, who is refused, who cannot connect.
+
+The calls are those of the descriptors and of the daemon's own reflection: a new one without a rule fails here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import pytest
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from grpc_channelz.v1 import channelz_pb2
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from phaul.v1 import migrations_pb2, node_pb2, remote_pb2, remote_pb2_grpc, types_pb2
+from phaul_client.errors import PeerUnavailable
+from phaul_client.status import from_rpc_error
+from phauld.access import Right, right_for
+from tests.attacks.target import Kind, Target
+
+pytestmark = pytest.mark.criu
+
+MODULES: Final = (remote_pb2, migrations_pb2, node_pb2, health_pb2, reflection_pb2, channelz_pb2)
+SERVICES: Final[list[ServiceDescriptor]] = [
+    each for module in MODULES for each in module.DESCRIPTOR.services_by_name.values()
+]
+METHODS: Final[dict[str, MethodDescriptor]] = {
+    f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods
+}
+ALLOWED, REFUSED, NO_CONNECTION = "yes", "refused", "no connection"
+DATA_PORT: Final = "data port"
+#: These fail in the handshake, whatever is asked.
+NOT_CONNECTED: Final = (Kind.EXPIRED, Kind.ROGUE, Kind.NONE, Kind.CLEAR)
+
+
+def expected(method: str, kind: Kind) -> str:
+    if kind in NOT_CONNECTED:
+        return NO_CONNECTION
+    right = right_for(method)
+    assert right is not None, f"{method} has no rule: see phauld/access.py"
+    if kind is Kind.ADMIN:
+        return ALLOWED if right in (Right.KNOWN, Right.ADMINISTER) else REFUSED
+    if kind is Kind.NODE:
+        return ALLOWED if right in (Right.KNOWN, Right.RECEIVE_FROM) else REFUSED
+    return REFUSED
+
+
+async def attempt(channel: grpc.aio.Channel, path: str, method: MethodDescriptor) -> str:
+    """Make one call with an empty request, which is none that does anything. Any answer of the call itself is a yes."""
+    make: Any = getattr(channel, f"{_how(method.client_streaming)}_{_how(method.server_streaming)}")
+    call = make(path)([b""] if method.client_streaming else b"", timeout=10)
+    try:
+        if method.server_streaming:
+            async for _ in call:
+                break
+        else:
+            await call
+    except grpc.aio.AioRpcError as exc:
+        error = from_rpc_error("target", exc)
+        if error.reason == "UNAUTHORIZED":
+            return REFUSED
+        if isinstance(error, PeerUnavailable) and exc.code() is grpc.StatusCode.UNAVAILABLE:
+            return NO_CONNECTION
+    finally:
+        call.cancel()
+    return ALLOWED
+
+
+def _how(streams: bool) -> str:
+    return "stream" if streams else "unary"
+
+
+async def test_the_daemon_serves_no_other_service(target: Target) -> None:
+    """What reflection lists is what the matrix tries."""
+    async with target.local() as channel:
+        ask = channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        answer = await anext(aiter(ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))))
+    assert {each.name for each in answer.list_services_response.service} == {each.full_name for each in SERVICES}
+
+
+async def test_matrix(target: Target, json_report: dict[str, Any], documented: str) -> None:
+    found: dict[str, dict[str, str]] = {method: {} for method in METHODS}
+    for kind in Kind:
+        async with target.channel(kind) as channel:
+            outcomes = await asyncio.gather(*(attempt(channel, path, method) for path, method in METHODS.items()))
+        for path, outcome in zip(METHODS, outcomes, strict=True):
+            found[path][kind] = outcome
+    json_report["access"] = found
+    assert found == {method: {kind: expected(method, kind) for kind in Kind} for method in METHODS}
+    lines = table(found)
+    assert "\n".join(lines) in documented, "docs/security.md has another table:\n" + "\n".join(lines)
+
+
+def table(found: dict[str, dict[str, str]]) -> list[str]:
+    """The matrix for people; calls of one service to which the same happens share a row."""
+    rows: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for method, outcomes in found.items():
+        _, service, name = method.split("/")
+        rows.setdefault((service, tuple(outcomes[kind] for kind in Kind)), []).append(name)
+    lines = ["| call | " + " | ".join(Kind) + " |", "|---" * (len(Kind) + 1) + "|"]
+    for (service, cells), names in rows.items():
+        everything = len(names) == sum(method.startswith(f"/{service}/") for method in found)
+        short = service.removeprefix("phaul.v1.")
+        label = f"{short}, each" if everything else f"{short}: {', '.join(names)}"
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def session_calls(remote: remote_pb2_grpc.RemoteAsyncStub, migration_id: str) -> dict[str, Any]:
+    """Each call of Remote that is about a session."""
+
+    async def pieces() -> AsyncIterator[remote_pb2.PutImagesRequest]:
+        yield remote_pb2.PutImagesRequest(migration_id=migration_id)
+
+    lazy = types_pb2.STREAM_KIND_LAZY_PAGES
+    return {
+        "OpenSession": lambda: remote.OpenSession(remote_pb2.OpenSessionRequest(migration_id=migration_id)),
+        "OpenStream": lambda: remote.OpenStream(remote_pb2.OpenStreamRequest(migration_id=migration_id, kind=lazy)),
+        "StartIter": lambda: remote.StartIter(remote_pb2.StartIterRequest(migration_id=migration_id, index=1)),
+        "StopIter": lambda: remote.StopIter(remote_pb2.StopIterRequest(migration_id=migration_id, index=1)),
+        "PutImages": lambda: remote.PutImages(pieces()),
+        "Restore": lambda: remote.Restore(remote_pb2.RestoreRequest(migration_id=migration_id, index=1)),
+        "Commit": lambda: remote.Commit(remote_pb2.CommitRequest(migration_id=migration_id)),
+        "Abort": lambda: remote.Abort(remote_pb2.AbortRequest(migration_id=migration_id)),
+        "GetSession": lambda: remote.GetSession(remote_pb2.GetSessionRequest(migration_id=migration_id)),
+        "RenewLease": lambda: remote.RenewLease(remote_pb2.RenewLeaseRequest(migration_id=migration_id)),
+    }
+
+
+async def refusal(call: Any) -> str:
+    try:
+        await call
+    except grpc.aio.AioRpcError as exc:
+        return from_rpc_error("target", exc).reason
+    return "answered"
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "after-a-restart"])
+async def test_a_session_is_driven_by_whoever_opened_it_only(certificates: Path, restarted: bool) -> None:
+    """Another node with every right of a node is refused, also by the phauld that finds the session in its journal."""
+    names = {method.name for method in remote_pb2.DESCRIPTOR.services_by_name["Remote"].methods}
+    with Target.running(certificates) as target:
+        async with target.channel(Kind.NODE) as channel:
+            await stub(channel).OpenSession(remote_pb2.OpenSessionRequest(migration_id="owned"))
+        if restarted:
+            target.restart()
+        async with target.channel("c") as channel:
+            calls = session_calls(stub(channel), "owned")
+            assert set(calls) == names - {"CheckTree"}
+            outcomes = {name: await refusal(call()) for name, call in calls.items()}
+        assert outcomes == dict.fromkeys(calls, "UNAUTHORIZED")
+        async with target.channel(Kind.NODE) as channel:
+            found = (await stub(channel).GetSession(remote_pb2.GetSessionRequest(migration_id="owned"))).session
+            assert found.phase == (types_pb2.SESSION_PHASE_ABORTED if restarted else types_pb2.SESSION_PHASE_OPEN)
+            answer = await stub(channel).Abort(remote_pb2.AbortRequest(migration_id="owned"))
+            assert answer.phase == types_pb2.SESSION_PHASE_ABORTED
+
+
+def stub(channel: grpc.aio.Channel) -> remote_pb2_grpc.RemoteAsyncStub:
+    made: remote_pb2_grpc.RemoteAsyncStub = remote_pb2_grpc.RemoteStub(channel)
+    return made
+
+
+async def test_an_abort_of_what_was_never_seen_is_owned_too(target: Target) -> None:
+    async with target.channel(Kind.NODE) as owner, target.channel("c") as other:
+        await stub(owner).Abort(remote_pb2.AbortRequest(migration_id="unseen"))
+        assert (
+            await refusal(stub(other).GetSession(remote_pb2.GetSessionRequest(migration_id="unseen"))) == "UNAUTHORIZED"
+        )
+
+
+async def test_root_may_drive_any_session(target: Target) -> None:
+    """On the unix socket: the way out when a certificate's name has changed meanwhile."""
+    async with target.channel(Kind.NODE) as owner, target.local() as root:
+        await stub(owner).OpenSession(remote_pb2.OpenSessionRequest(migration_id="of-a"))
+        answer = await stub(root).Abort(remote_pb2.AbortRequest(migration_id="of-a"))
+    assert answer.phase == types_pb2.SESSION_PHASE_ABORTED

@@ -1,0 +1,54 @@
+"""TLS 1.3 and nothing older, on both sides."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.attacks.target import Kind, Target
+
+pytestmark = pytest.mark.criu
+PHAUL = Path(sys.executable).parent / "phaul"
+
+
+@pytest.mark.parametrize(("version", "is_served"), [("-tls1_1", False), ("-tls1_2", False), ("-tls1_3", True)])
+def test_the_daemon_by_openssl(target: Target, version: str, is_served: bool) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is missing")
+    directory = target.certificates / Kind.ADMIN
+    argv = ["openssl", "s_client", "-connect", f"127.0.0.1:{target.port}", version, "-alpn", "h2"]
+    argv += ["-CAfile", str(directory / "ca.crt")]
+    argv += ["-cert", str(directory / "node.crt"), "-key", str(directory / "node.key")]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    assert (done.returncode == 0) is is_served
+    assert (b"Cipher is (NONE)" in done.stdout) is not is_served
+
+
+async def test_phaul_refuses_an_older_daemon(certificates: Path) -> None:
+    """A server that speaks TLS 1.2 only, with the right certificate: the handshake must fail on our side."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificates / "target" / "node.crt", certificates / "target" / "node.key")
+    context.set_alpn_protocols(["h2"])
+    connected: list[str | None] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.append(writer.get_extra_info("ssl_object").version())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        env = {**os.environ, "PHAUL_TLS_DIR": str(certificates / Kind.ADMIN), "PHAUL_TLS_NAME": "target"}
+        argv = [str(PHAUL), "--daemon", f"127.0.0.1:{port}", "info"]
+        phaul = await asyncio.create_subprocess_exec(*argv, env=env, stderr=asyncio.subprocess.PIPE)
+        _, errors = await phaul.communicate()
+    assert phaul.returncode == 6, errors
+    assert connected == []
