@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Final
+import os
+import signal
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
+from tests.faults.gates import CriuGate, Gates
 from tests.inventory import processes
 from tests.node.checksummed import run_checksummed
-from tests.nodes import Nodes
+from tests.nodes import Node, Nodes
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
 
 MIB: Final = 256
 
 
-async def test_killed_in_the_middle(daemons: Nodes) -> None:
-    a, b, _ = daemons
-    done = a.directory / "done"
-    await run_checksummed(a, MIB, done)
-    killed: list[int] = []
+async def test_killed_in_the_middle(nodes: Nodes, tmp_path: Path) -> None:
+    a, b, _ = nodes
+    gates = Gates()
+    async with CriuGate(gates, "b", tmp_path / "gate") as gate:
+        await a.start_phauld()
+        await b.start_phauld(criu=gate.program)
+        done = a.directory / "done"
+        await run_checksummed(a, MIB, done)
 
-    async def kill() -> None:
-        while not killed:
-            for pid, words in processes(b):
-                if "lazy-pages" in words and "-D" in words:
-                    killed.append(pid)
-            await asyncio.sleep(0)
+        async def kill() -> None:  # committed, and nothing is filled yet but what somebody asked for
+            _kill_lazy_pages(b)
 
-    hunt = asyncio.create_task(kill())
-    report = json.loads(
-        (
-            await a.phaul("migrate", "victim", "--to", b.address, "--restore", "lazy", "--json", check=True)
-        ).stdout.splitlines()[-1]
-    )
-    await b.run(["kill", "-KILL", str(killed[0])], check=False)
-    hunt.cancel()
+        gates.plan("b:restore:pre-resume:notify", kill)
+        migrating = await a.phaul("migrate", "victim", "--to", b.address, "--restore", "lazy", "--json", check=True)
+        await _ends_with_a_word(b, json.loads(migrating.stdout.splitlines()[-1]), done)
+
+
+async def _ends_with_a_word(b: Node, report: dict[str, Any], done: Path) -> None:
     assert report["outcome"] == "moved", report
     done.touch()
     async with asyncio.timeout(30):  # what it says must not be "lost"; it ends, and the log says why
@@ -53,3 +54,10 @@ async def test_killed_in_the_middle(daemons: Nodes) -> None:
     async with asyncio.timeout(10):
         while list((b.root / "dev/shm/phaul").glob(f"in-{report['migration_id']}")):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
+
+
+def _kill_lazy_pages(node: Node) -> None:
+    (pid,) = [pid for pid, words in processes(node) if "lazy-pages" in words and "-D" in words and "python" not in words]
+    process = os.open(node.root / f"proc/{pid}", os.O_DIRECTORY)  # the pid is the node's own: by descriptor, it is found
+    signal.pidfd_send_signal(process, signal.SIGKILL)
+    os.close(process)
