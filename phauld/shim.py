@@ -215,6 +215,11 @@ def was_killed(child: int) -> bool:
     return ended is not None and ended.si_status == signal.SIGKILL and ended.si_code == os.CLD_KILLED
 
 
+def is_zombie(pid: int) -> bool:
+    """Whether a child has ended."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def is_ending(pid: int) -> bool:
     """Whether a process is on its way out, by itself or killed: which of them is known when it is a zombie."""
     try:
@@ -254,14 +259,12 @@ def restore(directory: str, swrk_fd: int, criu: str) -> None:
     """Be the parent of the criu that restores a tree, then of the tree."""
     criu_pid = fork_exec([criu, "swrk", str(swrk_fd)], (swrk_fd,), heed_sigterm)
     os.close(swrk_fd)
-    while True:
-        pid, status = os.wait()
-        if pid == criu_pid:
-            break
+    _, status = os.waitpid(criu_pid, 0)  # of no other: a tree that has ended by now is to be told of like any other
     roots = children()
     if roots and (status == 0 or look_at(directory, roots, criu)):
-        insist(directory, "tree.json", identity(roots[0]))  # the eldest
-        reap_until_empty(directory, roots[0])
+        root = min(roots, key=is_zombie)  # the eldest that lives
+        insist(directory, "tree.json", identity(root))
+        reap_until_empty(directory, root)
         return
     for pid in descendants(roots):
         try:

@@ -40,7 +40,7 @@ async def test_killed_in_the_middle(nodes: Nodes, tmp_path: Path) -> None:
 
 async def _ends_with_a_word(b: Node, report: dict[str, Any], done: Path) -> None:
     assert report["outcome"] == "moved", report
-    done.touch()
+    done.touch()  # noqa: ASYNC240
     async with asyncio.timeout(30):  # what it says must not be "lost"; it ends, and the log says why
         while "pages lost, the tree was killed" not in (b.directory / "phauld.log").read_text():  # noqa: ASYNC110
             await asyncio.sleep(0.1)
@@ -57,7 +57,7 @@ async def _ends_with_a_word(b: Node, report: dict[str, Any], done: Path) -> None
 
 
 def _kill_lazy_pages(node: Node) -> None:
-    (pid,) = [pid for pid, words in processes(node) if "lazy-pages" in words and "-D" in words and "python" not in words]
-    process = os.open(node.root / f"proc/{pid}", os.O_DIRECTORY)  # the pid is the node's own: by descriptor, it is found
+    (pid,) = [pid for pid, words in processes(node) if "lazy-pages -D" in words and "python" not in words]
+    process = os.open(node.root / f"proc/{pid}", os.O_DIRECTORY)  # the pid is the node's own; a descriptor finds it
     signal.pidfd_send_signal(process, signal.SIGKILL)
     os.close(process)
