@@ -15,6 +15,7 @@ from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase, Record
 from phaul_client.doubt import Doubt, Resolution, Speaker
 from phaul_client.errors import PeerError, PeerRefused, PhaulError
+from phaul_client.hook_calls import Hooks
 from phaul_client.movers import Addresses
 from phaul_client.remote import GrpcRemote
 from phaul_client.status import from_failure
@@ -80,6 +81,7 @@ class Coordinator:
         self._may_be_committed = False  # COMMITTED may be in the journal, whatever its write ended as
         self._cause: BaseException | None = None  # of a roll-back
         self.addresses = Addresses()  #: that move along
+        self.hooks = Hooks()  #: that are told
         self.destination_pid = 0
         self.steps: list[Step] = []
 
@@ -129,8 +131,11 @@ class Coordinator:
         try:
             if act is Do.SEND_COMMIT:
                 await self.addresses.withdraw()
+                await self.hooks.commit()
             elif act is Do.RESUME_TREE:
                 await self.addresses.put_back()
+                if self.hooks.may_be_committed:  # else there is nothing that the tree would have to wait for
+                    await self.hooks.abort()
         except PhaulError as exc:
             logger.error("address not moved migration_id=%s act=%s error=%s", self._migration_id, act, exc)
             if act is Do.SEND_COMMIT:

@@ -45,6 +45,7 @@ _CODES: Final = {
     "OUTCOME_UNKNOWN": code_pb2.UNKNOWN,
     "UNSUPPORTED": code_pb2.UNIMPLEMENTED,
     "DAEMON_RESTARTED": code_pb2.ABORTED,
+    "HOOK_FAILED": code_pb2.ABORTED,
     "INTERNAL": code_pb2.INTERNAL,
 }
 _REASONS: Final = {

@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--otlp-endpoint", metavar="URL", help="send traces there by OTLP, as http://localhost:4317 (default: none)")
     add("--http-listen", metavar="HOST:PORT", help="address of the page, /metrics and /healthz (default: none)")
     add("--lease-seconds", metavar="S", help="abort an incoming migration whose source is silent for so long (30)")
+    add("--hooks-dir", metavar="DIR", help="programs to call when a tree leaves or comes (default /etc/phaul/hooks.d)")
+    add("--hook-seconds", metavar="S", help="all hooks of a phase together (4)")
     add("--max-incoming", metavar="N", help="incoming migrations at a time (16)")
     add("--max-outgoing", metavar="N", help="outgoing migrations at a time (16)")
     return parser

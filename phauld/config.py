@@ -21,6 +21,7 @@ from phaul_client.errors import InvalidRequest
 ENVIRONMENT_PREFIX: Final = "PHAULD_"
 DEFAULT_PORT: Final = 7707
 DEFAULT_DATA_PORT: Final = 7708
+MAX_HOOK_SECONDS: Final = 8.0  #: less than a call of the other node waits for
 
 
 class BadSetting(InvalidRequest):
@@ -56,6 +57,8 @@ class Config:
     otlp_endpoint: str = ""  #: where traces are sent by OTLP over gRPC; empty: none are made
     http_listen: str = ""  #: HOST:PORT of the page, /metrics and /healthz; empty: none
     lease_seconds: float = 30.0  #: an incoming migration whose source is silent for so long is aborted
+    hooks_dir: Path = Path("/etc/phaul/hooks.d")  #: programs that are called when a tree leaves or comes
+    hook_seconds: float = 4.0  #: all hooks of a phase together
     max_incoming: int = 16  #: incoming migrations at a time
     max_outgoing: int = 16  #: outgoing migrations at a time
 
@@ -78,7 +81,11 @@ class Config:
             self._check_http()
         if not 0 <= self.data_port <= 65535:
             raise BadSetting("data_port", f"{self.data_port} is not a port")
-        for name in ("lease_seconds", "max_incoming", "max_outgoing"):
+        if self.hook_seconds > MAX_HOOK_SECONDS:
+            raise BadSetting(
+                "hook_seconds", f"{self.hook_seconds:g} is above {MAX_HOOK_SECONDS:g}: a node waits for it"
+            )
+        for name in ("lease_seconds", "hook_seconds", "max_incoming", "max_outgoing"):
             if getattr(self, name) <= 0:
                 raise BadSetting(name, f"{getattr(self, name)} is not above 0")
 

@@ -22,6 +22,8 @@ from google.protobuf import json_format
 from phaul_client.addresses import Address, parse_address
 from phaul_client.config import Config
 from phaul_client.errors import ImageCorrupt, PhaseError, PhaulError
+from phaul_client.hook_calls import Hooks, HookSettings
+from phaul_client.hooks import Facts, Hook, Side, parse_hook
 from phaul_client.images import relative_parent
 from phaul_client.movers import Addresses, find
 from phaul_client.tree import identity, is_alive, wait_until_gone
@@ -67,6 +69,8 @@ class Incoming:
     promise: Promise
     postcopy: bool = False  #: pages may come after the commit
     addresses: tuple[Address, ...] = ()  #: that move along
+    hooks: tuple[Hook, ...] = ()  #: that are told, beside those of this node
+    source_name: str = ""
     owner: str = ""  #: the name in the certificate that opened it; empty without TLS
 
     @classmethod
@@ -95,6 +99,8 @@ class Incoming:
             carried=tuple(Path(path) for path in entry.detail["carried"]),
             postcopy="relay" in entry.detail,
             addresses=tuple(map(parse_address, entry.detail.get("addresses", ()))),
+            hooks=tuple(map(parse_hook, entry.detail.get("hooks", ()))),
+            source_name=entry.detail.get("source_name", ""),
         )
 
 
@@ -112,6 +118,8 @@ class Session:
         journal: IncomingRecord,
         phase: Phase = Phase.ABSENT,
         on_end: Callable[["Session"], None] = lambda _: None,
+        node_name: str = "",
+        hooks: HookSettings | None = None,
     ) -> None:
         self.incoming = incoming
         self._directory = directory
@@ -126,6 +134,16 @@ class Session:
         self._ending_round = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._addresses = Addresses(incoming.addresses, incoming.migration_id)
+        facts = Facts(
+            migration_id=incoming.migration_id,
+            side=Side.DESTINATION,
+            node_name=node_name,
+            peer=incoming.source_name or incoming.source_node_id,
+            workload=incoming.spec.name,
+            addresses=tuple(map(str, incoming.addresses)),
+        )
+        was_begun = phase is not Phase.ABSENT
+        self._hooks = Hooks(hooks, incoming.hooks, facts, pid=lambda: self.pid, is_recovered=was_begun)
         self._expected: Expected | None = None
         self._page_socket: socket.socket | None = None
         self._server: Server | None = None
@@ -227,6 +245,8 @@ class Session:
                 workload=self.incoming.spec.name,
                 carried=[str(path) for path in self._made],
                 addresses=[str(each) for each in self.incoming.addresses],
+                hooks=[str(each) for each in self.incoming.hooks],
+                source_name=self.incoming.source_name,
             )
             if self.incoming.postcopy:
                 self._directory.mkdir(parents=True, mode=0o700)
@@ -236,6 +256,7 @@ class Session:
             if self._phase is not Phase.OPEN:  # an Abort was quicker
                 raise PhaseError(self._phase, "OPEN_SESSION")
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # now that the journal knows of it
+            await self._hooks.prepare()
         except BaseException:
             await finish(self.fire(Event.ABORT) if self._phase is Phase.OPEN else self._clean_up())
             raise
@@ -450,6 +471,7 @@ class Session:
                 await self._addresses_are(
                     "announced", self._addresses.show
                 )  # before its first packet, which has to have an answer
+                await self._hooks.commit()
                 self._released.set_result(None)
             case Do.KILL_TREE:
                 await finish(self._kill_tree())
@@ -594,6 +616,7 @@ class Session:
                 self.failure = exc
                 logger.error("pages lost migration_id=%s error=%s", self.incoming.migration_id, exc)
                 return
+        await self._hooks.commit_again()
         await self._clean_up()
         await self._forget()
 
@@ -626,6 +649,7 @@ class Session:
         self._holds_images = False
         if self._phase is Phase.ABORTED:
             await self._addresses_are("dropped", self._addresses.drop)
+            await self._hooks.abort()
             for path in self._made:
                 path.unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from phaul.v1 import types_pb2
+from phaul_client.hook_calls import HookSettings
 from phaul_client.tree import descendants
 from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
@@ -36,6 +37,7 @@ class Node:
     incoming_limit: int
     outgoing_limit: int
     guard: Guard | None = None  #: of TLS, if there is TLS
+    hooks: HookSettings = dataclasses.field(default_factory=HookSettings)
 
     @classmethod
     async def discover(
@@ -49,6 +51,7 @@ class Node:
         incoming_limit: int,
         outgoing_limit: int,
         guard: Guard | None = None,
+        hooks: HookSettings = HookSettings(),  # noqa: B008 - frozen
     ) -> "Node":
         """Ask criu and the kernel. Raises `CriuError`."""
         return cls(
@@ -62,6 +65,7 @@ class Node:
             incoming_limit=incoming_limit,
             outgoing_limit=outgoing_limit,
             guard=guard,
+            hooks=hooks,
         )
 
     def info(self, *, incoming: int = 0, outgoing: int = 0) -> types_pb2.NodeInfo:

@@ -11,6 +11,7 @@ from phaul.v1 import types_pb2
 from phaul_client.addresses import Address, parse_address
 from phaul_client.commit import Event
 from phaul_client.errors import InvalidRequest
+from phaul_client.hooks import Hook, parse_hook
 from phaul_client.modes import EAGER_RESTORE_SECONDS_PER_BYTE, Mode, RestoreMode
 from phaul_client.policy import Limits
 from phaul_client.preflight import ChosenOptions
@@ -76,6 +77,7 @@ class Options:
     file_locks: bool
     ghost_limit_bytes: int
     addresses: tuple[Address, ...] = ()
+    hooks: tuple[Hook, ...] = ()
 
 
 def parse_options(message: types_pb2.Options) -> Options:
@@ -106,6 +108,7 @@ def parse_options(message: types_pb2.Options) -> Options:
         file_locks=message.file_locks if message.HasField("file_locks") else True,
         ghost_limit_bytes=message.ghost_limit_bytes or DEFAULT_GHOST_BYTES,
         addresses=tuple(map(parse_address, message.move_addresses)),
+        hooks=tuple(map(parse_hook, message.hooks)),
     )
 
 

@@ -40,6 +40,8 @@ from phaul_client.errors import (
     PreflightRefused,
     RolledBack,
 )
+from phaul_client.hook_calls import Hooks
+from phaul_client.hooks import Facts, Side
 from phaul_client.local import LAST_DUMP, CriuLocal, Settings, unlock_network
 from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, RestoreMode, Wish, choose
 from phaul_client.movers import Addresses
@@ -352,9 +354,39 @@ class Outgoing:
     async def _clean_up(self) -> None:
         if self._relay is not None:
             await self._relay.wait()  # it ends with its criu
+        await self._end_hooks()
         # For a tree that criu did not let go, or whose phauld was killed; the images alone know the lock's name.
         await asyncio.to_thread(unlock_network, self._directory / LAST_DUMP)
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+
+    def _hooks(self, addresses: Addresses, *, is_recovered: bool = False) -> Hooks:
+        facts = Facts(
+            migration_id=self.migration_id,
+            side=Side.SOURCE,
+            node_name=self._node.name,
+            peer=self.record.destination_address,
+            workload=self.record.workload,
+            addresses=tuple(map(str, addresses.addresses)),
+        )
+        return Hooks(
+            self._node.hooks, self._options.hooks, facts, pid=lambda: self._target.pid, is_recovered=is_recovered
+        )
+
+    async def _end_hooks(self) -> None:
+        """The migration is over: what they have still to be told."""
+        if self._coordinator is None:
+            return
+        if self._coordinator.phase is not Phase.DONE:
+            return await self._coordinator.hooks.abort()
+        for hook in await self._coordinator.hooks.commit_again():
+            self.record.problems.add(
+                code="hook-failed",
+                severity=types_pb2.SEVERITY_WARNING,
+                subject=hook,
+                message="it was told of the commit several times and failed: what it does at the source is not done",
+                remedy="see phauld's log here, and do by hand what it does",
+                node_name=self._node.name,
+            )
 
     async def _migrate(self) -> None:
         async with (
@@ -368,6 +400,7 @@ class Outgoing:
             local = self._make_local(remote, deadline, choice)
             try:
                 await local.fire(Event.PREFLIGHT_PASSED)
+                await local.hooks.prepare()
                 await self._open(remote, choice)
                 await local.fire(Event.SESSION_OPENED)
                 await self._move(local, remote, choice)
@@ -424,6 +457,7 @@ class Outgoing:
                 self.migration_id, remote, self._journal, settings, on_phase=on_phase, clean_up=self._clean_up
             )
         local.addresses = Addresses(self._here)
+        local.hooks = self._hooks(local.addresses)
         self._coordinator = local
         return local
 
@@ -457,6 +491,7 @@ class Outgoing:
             recovery = self._make_recovery(remote, entry)
             self._coordinator = recovery
             recovery.addresses = Addresses([parse_address(each) for each in entry.detail.get("addresses", ())])
+            recovery.hooks = self._hooks(recovery.addresses, is_recovered=True)
             if entry.phase in _WITHOUT_ADDRESSES:
                 await recovery.addresses.withdraw()  # a boot brings them back
             self._on_phase(entry.phase)

@@ -119,7 +119,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             await opened.open()
         except BaseException:
             if known is None:
-                del self._sessions[request.migration_id]
+                self._sessions.pop(request.migration_id, None)  # an abort may have dropped it
             raise
         return remote_pb2.OpenSessionResponse(
             data_port=self._data_port.port,
@@ -233,6 +233,8 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             promise=Promise(bytes=request.expected_bytes, in_memory=place.in_memory),
             postcopy=options.mode in (Mode.POST_COPY, Mode.HYBRID),
             addresses=options.addresses,
+            hooks=options.hooks,
+            source_name=request.source.node_name,
             owner=CALLER.get(),
         )
         logger.info("images migration_id=%s place=%s reason=%r", request.migration_id, place.directory, place.reason)
@@ -262,6 +264,8 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             journal=journal,
             phase=phase,
             on_end=self._drop,
+            node_name=self._node.name,
+            hooks=self._node.hooks,
         )
 
     def _drop(self, ended: Session) -> None:

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, node_pb2_grpc, remote_pb2, remote_pb2_grpc
 from phaul_client.errors import InvalidRequest
+from phaul_client.hook_calls import HookSettings
 from phaul_client.tls import Tls
 from phaul_criu.criu import Criu
 from phaul_criu.install import find_binary
@@ -78,6 +79,11 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
         images_dir=config.images_dir,
         insecure=config.insecure,
         guard=guard,
+        hooks=HookSettings(
+            directory=config.hooks_dir,
+            phase_seconds=config.hook_seconds,
+            tls=guard.tls if guard is not None else None,
+        ),
         incoming_limit=config.max_incoming,
         outgoing_limit=config.max_outgoing,
     )

@@ -14,7 +14,8 @@ from phaul.v1 import node_pb2
 from phaul_client.cli.connection import parse_daemon, parse_host_port
 from phaul_client.cli.session import Session
 from phaul_client.cli.units import parse_duration, parse_rate
-from phaul_client.errors import PhaulError
+from phaul_client.errors import InvalidRequest, PhaulError
+from phaul_client.hooks import parse_hook
 
 COMPLETION_SECONDS: Final = 0.5
 MAX_PID: Final = 2**22
@@ -87,12 +88,21 @@ def parse_destinations(text: str) -> tuple[str, ...]:
     return tuple(parse_host_port(each) for each in text.split(","))
 
 
+def parse_hook_text(text: str) -> str:
+    """A hook, as it was written. Raises `ValueError`."""
+    try:
+        return str(parse_hook(text))
+    except InvalidRequest as exc:
+        raise ValueError(exc.message) from None
+
+
 DURATION: Final = Parsed("TIME", parse_duration)
 GRACE: Final = Parsed("SECONDS", parse_grace)
 RATE: Final = Parsed("RATE", parse_rate)
 DESTINATION: Final = Parsed("HOST[:PORT]", parse_host_port)
 DESTINATIONS: Final = Parsed("HOST[:PORT],…", parse_destinations)
 DAEMON: Final = Parsed("ADDRESS", parse_daemon)
+HOOK: Final = Parsed("PATH|grpc:TARGET", parse_hook_text)
 VARIABLE: Final = Parsed("NAME=VALUE", parse_variable)
 SIGNAL: Final = Parsed("SIGNAL", parse_signal)
 TARGET: Final = Parsed("PID|NAME", parse_target)

@@ -34,7 +34,8 @@ _PLAIN: Final = {
     "ext_unix_sk": "ext_unix_sk",
     "file_locks": "file_locks",
 }
-_MOVE: Final = "move_address"
+#: Repeatable, and the field that they fill.
+_LISTS: Final = {"move_address": "move_addresses", "hook": "hooks"}
 
 
 def to_duration(seconds: float) -> Duration:
@@ -57,8 +58,8 @@ def build_options(given: Mapping[str, Any]) -> Options:
     for name, value in given.items():
         if value is None or (value is False and name == "throttle"):
             continue
-        if name == _MOVE:
-            options.move_addresses.extend(value)
+        if name in _LISTS:
+            getattr(options, _LISTS[name]).extend(value)
             continue
         if name in _TIMES:
             getattr(options, _TIMES[name]).CopyFrom(to_duration(value))
@@ -93,6 +94,8 @@ _DECLARATIONS: Final[tuple[Callable[[Any], Any], ...]] = (
     _choice("--tcp", "TcpPolicy", "Established TCP connections: refuse to move (default), move them, or close them."),
     click.option("--move-address", multiple=True, metavar="ADDR[/LEN][@IFACE]",
                  help="Move this address of the node along, to IFACE there; implies --tcp keep. Repeatable."),
+    click.option("--hook", multiple=True, type=parameters.HOOK, metavar="PATH|grpc:TARGET",
+                 help="Call this program or server on both nodes, see docs/hooks.md. Repeatable."),
     _time("--downtime", "The pause that is acceptable, such as 300ms (default): a goal, see --freeze-budget."),
     _time("--deadline", "Roll back if it has not moved by then; default 1h."),
     _time("--freeze-budget", "Roll back if it stands still for longer; default 60s."),

@@ -36,6 +36,7 @@ PURE: Final = frozenset(
         "phaul_client.commit",
         "phaul_client.errors",
         "phaul_client.forecast",
+        "phaul_client.hooks",
         "phaul_client.modes",
         "phaul_client.policy",
         "phaul_client.preflight.checks",
