@@ -38,6 +38,7 @@ PURE: Final = frozenset(
         "phaul_client.forecast",
         "phaul_client.hooks",
         "phaul_client.modes",
+        "phaul_client.page_frames",
         "phaul_client.policy",
         "phaul_client.preflight.checks",
         "phaul_client.relay_frames",
