@@ -33,21 +33,28 @@ class Tls:
         return grpc.ssl_channel_credentials(ca, key, certificate)
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """A client certificate is required; files that are not there for a moment leave the old ones in force."""
+        """A client certificate is required; files that are not there for a moment leave the old ones in force.
 
-        current = self._configuration()
+        gRPC asks for each connection. It must not be given what it has already: it would drop what it uses, perhaps in
+        the middle of another connection's handshake, which was seen to crash it (1.85.1, some hundred strangers).
+        """
 
-        def fetch() -> grpc.ServerCertificateConfiguration:
+        current = self.read()
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
             nonlocal current
             with contextlib.suppress(InvalidRequest):
-                current = self._configuration()
-            return current
+                found = self.read()
+                if found != current:
+                    current = found
+                    return _configuration(*current)
+            return None
 
-        return grpc.dynamic_ssl_server_credentials(current, fetch, require_client_authentication=True)
-
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        ca, certificate, key = self.read()
-        return grpc.ssl_server_certificate_configuration([(key, certificate)], ca)
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(*current),
+            fetch,  # type: ignore[arg-type]  # None, for "no change", is not in its types
+            require_client_authentication=True,
+        )
 
     def _read(self, name: str) -> bytes:
         path = self.directory / name
@@ -56,3 +63,7 @@ class Tls:
         except OSError as exc:
             remedy = "phaul certs init makes a CA, phaul certs issue the certificate of a node"
             raise InvalidRequest(f"TLS: {path}: {exc.strerror}", remedy=remedy) from exc
+
+
+def _configuration(ca: bytes, certificate: bytes, key: bytes) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(key, certificate)], ca)

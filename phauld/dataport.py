@@ -1,5 +1,8 @@
 """The data port: takes page streams whose one-time token is expected, and refuses everything else.
 
+Strangers hold a bounded number of connections, each for seconds; when there are more, the one that has been silent for
+longest goes, so that they cannot keep out who has a token and shows it at once.
+
 It owns a socket until the session that expects its token takes it over. The invariant: a token opens one stream, once.
 """
 
@@ -61,6 +64,7 @@ class DataPort:
         self._listener: socket.socket | None = None
         self._expected: dict[bytes, Expected] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[None], str] = {}  # those without a token so far, the oldest first
         self._accepting: asyncio.Task[None] | None = None
         self._told = Seldom(lines=TOLD_LINES)
 
@@ -103,13 +107,19 @@ class DataPort:
                 logger.warning("data_port accept failed error=%s", exc)
                 await asyncio.sleep(0.1)
                 continue
-            if len(self._tasks) >= MAX_STRANGERS:
-                self._tell(str(peer[0]), "too_many_unauthenticated")
-                sock.close()
-                continue
+            if len(self._strangers) >= MAX_STRANGERS:
+                oldest = next(iter(self._strangers))
+                self._tell(self._strangers.pop(oldest), "too_many_unauthenticated")
+                oldest.cancel()
             task = asyncio.create_task(self._greet(sock, str(peer[0])))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._strangers[task] = str(peer[0])
+            task.add_done_callback(self._done)
+            await asyncio.sleep(0)  # a crowd that is let in one after the other must not keep all else waiting
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._strangers.pop(task, None)
 
     async def _greet(self, sock: socket.socket, peer: str) -> None:
         delivered = False
@@ -117,6 +127,8 @@ class DataPort:
             async with asyncio.timeout(PREAMBLE_TIMEOUT_SECONDS):
                 data = await _receive_exactly(sock, PREAMBLE_BYTES)
                 expected = self._expected.pop(decode_preamble(data).token, None)
+                if expected is not None and (task := asyncio.current_task()) is not None:
+                    self._strangers.pop(task, None)
                 verdict = Verdict.ACCEPTED if expected else Verdict.REFUSED
                 await asyncio.get_running_loop().sock_sendall(sock, bytes([verdict]))
             if expected is None:

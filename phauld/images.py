@@ -19,6 +19,7 @@ _IMAGE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.img")
 #: These come over the page stream, from criu to criu.
 _PAGE_STREAM: Final = re.compile(r"page(s|map)-.*")
 _DEFAULT_MODE: Final = 0o600
+_MAX_FILE_BYTES: Final = (1 << 63) - 1  #: off_t
 _PERMISSIONS: Final = 0o777
 
 
@@ -45,6 +46,8 @@ class ImageWriter:
         path, carried = self._target(piece)
         if zlib.crc32(piece.data) != piece.crc32:
             raise ImageCorrupt(f"{path.name}: the checksum of the piece at {piece.offset_bytes} does not match")
+        if piece.size_bytes > _MAX_FILE_BYTES:
+            raise InvalidRequest(f"{path.name}: no file has {piece.size_bytes} bytes")
         if piece.offset_bytes + len(piece.data) > piece.size_bytes:
             raise ImageCorrupt(f"{path.name}: a piece reaches beyond the end of the file")
         if path != self._path:

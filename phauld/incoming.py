@@ -232,7 +232,7 @@ class Session:
                 self._expected = self._data_port.expect()
 
     async def _open(self) -> None:
-        self._made = tuple(path for path in self.incoming.carried if not path.exists())
+        self._made = tuple(path for path in self.incoming.carried if not _is_there(path))
         for each in self.incoming.addresses:  # what is here later is ours to drop
             if await find(each.ip) is not None:
                 raise PhaulError(f"{each.ip} is an address of this node already", reason="PREFLIGHT_FAILED")
@@ -628,8 +628,12 @@ class Session:
 
     async def _forget(self) -> None:
         """Nothing of it is left but what the journal says."""
-        await self._journal.cleaned()
+        await self.cleaned()
         self._on_end(self)
+
+    async def cleaned(self) -> None:
+        """Nothing of it is left to clean. Raises `OSError`."""
+        await self._journal.cleaned()
 
     async def _clean_up(self) -> None:
         if self._expected is not None:
@@ -671,3 +675,8 @@ class Session:
 def _bytes_of(images: Path | None) -> int:
     """Bytes of memory that the page server wrote in a round."""
     return sum(path.stat().st_size for path in images.glob("pages-*.img")) if images is not None else 0
+
+
+def _is_there(path: Path) -> bool:
+    """Also a link that leads nowhere: it is not ours to remove later."""
+    return os.path.lexists(path)

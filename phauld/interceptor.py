@@ -1,7 +1,11 @@
-"""Asks who may call, and turns the errors of handlers into gRPC's status, in one place for all services."""
+"""Asks who may call, and turns the errors of handlers into gRPC's status, in one place for all services.
+
+The invariant: what a peer sends is looked at only once it is known that it may make the call.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import time
@@ -9,8 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import grpc
+from google.protobuf import message
 
-from phaul_client.errors import PhaulError
+from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_client.status import reason_of, to_status
 from phaul_criu.errors import CriuError
 from phauld.guard import Guard
@@ -50,28 +55,41 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         behaviour = getattr(handler, kind)
         # the one of health.Watch is a coroutine that writes its answers
         wrap = _many if inspect.isasyncgenfunction(behaviour) else _one
-        wrapped = wrap(self._guard, method, behaviour)
-        return _KINDS[kind](wrapped, handler.request_deserializer, handler.response_serializer)
+        read = _read_all if kind.startswith("stream_") else _read
+        wrapped = wrap(self._guard, method, functools.partial(read, handler.request_deserializer), behaviour)
+        return _KINDS[kind](wrapped, None, handler.response_serializer)
 
 
-def _one(guard: Guard | None, method: str, behaviour: Any) -> Any:
+def _read(deserialize: Any, data: bytes) -> Any:
+    try:
+        return deserialize(data)
+    except message.DecodeError as exc:
+        raise InvalidRequest(f"these bytes are no message of this call: {exc}") from exc
+
+
+async def _read_all(deserialize: Any, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for data in stream:
+        yield _read(deserialize, data)
+
+
+def _one(guard: Guard | None, method: str, read: Any, behaviour: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             if guard is not None:
                 guard.check(method, context)
-            return await behaviour(request, context)
+            return await behaviour(read(request), context)
         except Exception as exc:
             await _refuse(method, exc, context)
 
     return call
 
 
-def _many(guard: Guard | None, method: str, behaviour: Any) -> Any:
+def _many(guard: Guard | None, method: str, read: Any, behaviour: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
             if guard is not None:
                 guard.check(method, context)
-            async for answer in behaviour(request, context):
+            async for answer in behaviour(read(request), context):
                 yield answer
         except Exception as exc:
             await _refuse(method, exc, context)

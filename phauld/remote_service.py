@@ -114,7 +114,8 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
                 f"{self._node.name} receives {self.active} migrations already", remedy="try again in a moment"
             )
         opened = known or self._new_session(request)
-        self._sessions[request.migration_id] = opened
+        if known is None:
+            self._sessions[request.migration_id] = opened
         try:
             await opened.open()
         except BaseException:
@@ -186,7 +187,13 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         if found is None:
             found = self._session(Incoming.unknown(request.migration_id, owner=CALLER.get()), Phase.ABSENT)
             self._sessions[request.migration_id] = found
-        await found.abort()
+            await found.abort()
+            await found.cleaned()  # there was nothing to clean
+            self._sessions.pop(
+                request.migration_id, None
+            )  # the journal remembers it; whoever asks makes no memory grow
+        else:
+            await found.abort()
         return remote_pb2.AbortResponse(phase=convert.session_phase(found.phase))
 
     async def GetSession(
@@ -213,9 +220,9 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         lease = convert.seconds_of(request.lease) or self._terms.lease_seconds
         carried = tuple(Path(file.path) for file in request.carried_files)
         for path in carried:
-            if path.parent != self._terms.log_dir or path.name == "..":
+            if path.parent != self._terms.log_dir or path.name == ".." or "\0" in path.name:
                 raise InvalidRequest(
-                    f"{path} would be written outside of {self._terms.log_dir}, where this node keeps logs",
+                    f"{str(path)!r} would be written outside of {self._terms.log_dir}, where this node keeps logs",
                     remedy="use the same log_dir on both nodes",
                 )
         place = self._place(request.expected_bytes)
@@ -293,6 +300,8 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             entry = await self._journal.get_incoming(migration_id)
             if entry is None:
                 return self._sessions.get(migration_id)  # perhaps opened meanwhile
+            if entry.cleaned and entry.phase in session.FINAL:  # an answer for who asks, nothing to keep
+                return self._sessions.get(migration_id) or self._from_journal(entry)
             return self._sessions.setdefault(migration_id, self._from_journal(entry))
         return self._sessions[migration_id]
 

@@ -55,6 +55,10 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # What strangers can hold: so many connections, and each for so long before it has shown its certificate.
+    ("grpc.max_allowed_incoming_connections", 512),
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.max_concurrent_streams", 256),  # of one connection
 )
 
 

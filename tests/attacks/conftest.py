@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from phaul_client.certs import issue, make_ca
-from tests.attacks.target import DATA, POLICY, Kind, Target, fingerprint, issue_nameless
+from tests.attacks.target import PAGE, POLICY, Kind, Target, fingerprint, issue_nameless
+
+Tried = Callable[[str, str], None]
 
 
 @pytest.fixture(scope="session")
@@ -43,4 +46,17 @@ def target(certificates: Path) -> Iterator[Target]:
 @pytest.fixture(scope="session")
 def documented() -> str:
     """The page that says what happens to whom."""
-    return DATA.read_text(encoding="utf-8")
+    return PAGE.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def tried(documented: str, json_report: dict[str, Any]) -> Iterator[Tried]:
+    """Called with an attack and what happened, once that is sure: the page must say the same."""
+    rows: list[str] = []
+
+    def note(attack: str, happened: str) -> None:
+        json_report.setdefault("attacks", {})[attack] = happened
+        rows.append(f"| {attack} | {happened} |")
+
+    yield note
+    assert [row for row in rows if row not in documented] == [], "docs/security.md lacks rows"

@@ -26,11 +26,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from phaul.v1 import remote_pb2_grpc
 from phaul_client import certs
 from phaul_client.tls import Tls
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-DATA: Final = ROOT / "docs" / "security.md"
+PAGE: Final = ROOT / "docs" / "security.md"
 PHAULD: Final = Path(sys.executable).parent / "phauld"
 START_SECONDS: Final = 20.0
 POLICY: Final = """
@@ -119,6 +120,11 @@ class Target:
         """Open descriptors of it."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
+    def open_files(self) -> list[str]:
+        """What its descriptors are."""
+        directory = f"/proc/{self.process.pid}/fd"
+        return sorted(os.readlink(f"{directory}/{each}") for each in os.listdir(directory))
+
     def memory_bytes(self) -> int:
         """Its resident memory."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
@@ -151,6 +157,12 @@ class Target:
 def _start(argv: list[str], directory: Path) -> subprocess.Popen[bytes]:
     with (directory / "phauld.log").open("wb") as log:
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def remote(channel: grpc.aio.Channel) -> remote_pb2_grpc.RemoteAsyncStub:
+    """The stub of Remote, typed."""
+    made: remote_pb2_grpc.RemoteAsyncStub = remote_pb2_grpc.RemoteStub(channel)
+    return made
 
 
 def fingerprint(certificate: Path) -> str:

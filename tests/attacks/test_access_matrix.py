@@ -21,7 +21,7 @@ from phaul.v1 import migrations_pb2, node_pb2, remote_pb2, remote_pb2_grpc, type
 from phaul_client.errors import PeerUnavailable
 from phaul_client.status import from_rpc_error
 from phauld.access import Right, right_for
-from tests.attacks.target import Kind, Target
+from tests.attacks.target import Kind, Target, remote
 
 pytestmark = pytest.mark.criu
 
@@ -115,7 +115,7 @@ def table(found: dict[str, dict[str, str]]) -> list[str]:
     return lines
 
 
-def session_calls(remote: remote_pb2_grpc.RemoteAsyncStub, migration_id: str) -> dict[str, Any]:
+def session_calls(stub: remote_pb2_grpc.RemoteAsyncStub, migration_id: str) -> dict[str, Any]:
     """Each call of Remote that is about a session."""
 
     async def pieces() -> AsyncIterator[remote_pb2.PutImagesRequest]:
@@ -123,16 +123,16 @@ def session_calls(remote: remote_pb2_grpc.RemoteAsyncStub, migration_id: str) ->
 
     lazy = types_pb2.STREAM_KIND_LAZY_PAGES
     return {
-        "OpenSession": lambda: remote.OpenSession(remote_pb2.OpenSessionRequest(migration_id=migration_id)),
-        "OpenStream": lambda: remote.OpenStream(remote_pb2.OpenStreamRequest(migration_id=migration_id, kind=lazy)),
-        "StartIter": lambda: remote.StartIter(remote_pb2.StartIterRequest(migration_id=migration_id, index=1)),
-        "StopIter": lambda: remote.StopIter(remote_pb2.StopIterRequest(migration_id=migration_id, index=1)),
-        "PutImages": lambda: remote.PutImages(pieces()),
-        "Restore": lambda: remote.Restore(remote_pb2.RestoreRequest(migration_id=migration_id, index=1)),
-        "Commit": lambda: remote.Commit(remote_pb2.CommitRequest(migration_id=migration_id)),
-        "Abort": lambda: remote.Abort(remote_pb2.AbortRequest(migration_id=migration_id)),
-        "GetSession": lambda: remote.GetSession(remote_pb2.GetSessionRequest(migration_id=migration_id)),
-        "RenewLease": lambda: remote.RenewLease(remote_pb2.RenewLeaseRequest(migration_id=migration_id)),
+        "OpenSession": lambda: stub.OpenSession(remote_pb2.OpenSessionRequest(migration_id=migration_id)),
+        "OpenStream": lambda: stub.OpenStream(remote_pb2.OpenStreamRequest(migration_id=migration_id, kind=lazy)),
+        "StartIter": lambda: stub.StartIter(remote_pb2.StartIterRequest(migration_id=migration_id, index=1)),
+        "StopIter": lambda: stub.StopIter(remote_pb2.StopIterRequest(migration_id=migration_id, index=1)),
+        "PutImages": lambda: stub.PutImages(pieces()),
+        "Restore": lambda: stub.Restore(remote_pb2.RestoreRequest(migration_id=migration_id, index=1)),
+        "Commit": lambda: stub.Commit(remote_pb2.CommitRequest(migration_id=migration_id)),
+        "Abort": lambda: stub.Abort(remote_pb2.AbortRequest(migration_id=migration_id)),
+        "GetSession": lambda: stub.GetSession(remote_pb2.GetSessionRequest(migration_id=migration_id)),
+        "RenewLease": lambda: stub.RenewLease(remote_pb2.RenewLeaseRequest(migration_id=migration_id)),
     }
 
 
@@ -150,37 +150,33 @@ async def test_a_session_is_driven_by_whoever_opened_it_only(certificates: Path,
     names = {method.name for method in remote_pb2.DESCRIPTOR.services_by_name["Remote"].methods}
     with Target.running(certificates) as target:
         async with target.channel(Kind.NODE) as channel:
-            await stub(channel).OpenSession(remote_pb2.OpenSessionRequest(migration_id="owned"))
+            await remote(channel).OpenSession(remote_pb2.OpenSessionRequest(migration_id="owned"))
         if restarted:
             target.restart()
         async with target.channel("c") as channel:
-            calls = session_calls(stub(channel), "owned")
+            calls = session_calls(remote(channel), "owned")
             assert set(calls) == names - {"CheckTree"}
             outcomes = {name: await refusal(call()) for name, call in calls.items()}
         assert outcomes == dict.fromkeys(calls, "UNAUTHORIZED")
         async with target.channel(Kind.NODE) as channel:
-            found = (await stub(channel).GetSession(remote_pb2.GetSessionRequest(migration_id="owned"))).session
+            found = (await remote(channel).GetSession(remote_pb2.GetSessionRequest(migration_id="owned"))).session
             assert found.phase == (types_pb2.SESSION_PHASE_ABORTED if restarted else types_pb2.SESSION_PHASE_OPEN)
-            answer = await stub(channel).Abort(remote_pb2.AbortRequest(migration_id="owned"))
+            answer = await remote(channel).Abort(remote_pb2.AbortRequest(migration_id="owned"))
             assert answer.phase == types_pb2.SESSION_PHASE_ABORTED
-
-
-def stub(channel: grpc.aio.Channel) -> remote_pb2_grpc.RemoteAsyncStub:
-    made: remote_pb2_grpc.RemoteAsyncStub = remote_pb2_grpc.RemoteStub(channel)
-    return made
 
 
 async def test_an_abort_of_what_was_never_seen_is_owned_too(target: Target) -> None:
     async with target.channel(Kind.NODE) as owner, target.channel("c") as other:
-        await stub(owner).Abort(remote_pb2.AbortRequest(migration_id="unseen"))
+        await remote(owner).Abort(remote_pb2.AbortRequest(migration_id="unseen"))
         assert (
-            await refusal(stub(other).GetSession(remote_pb2.GetSessionRequest(migration_id="unseen"))) == "UNAUTHORIZED"
+            await refusal(remote(other).GetSession(remote_pb2.GetSessionRequest(migration_id="unseen")))
+            == "UNAUTHORIZED"
         )
 
 
 async def test_root_may_drive_any_session(target: Target) -> None:
     """On the unix socket: the way out when a certificate's name has changed meanwhile."""
     async with target.channel(Kind.NODE) as owner, target.local() as root:
-        await stub(owner).OpenSession(remote_pb2.OpenSessionRequest(migration_id="of-a"))
-        answer = await stub(root).Abort(remote_pb2.AbortRequest(migration_id="of-a"))
+        await remote(owner).OpenSession(remote_pb2.OpenSessionRequest(migration_id="of-a"))
+        answer = await remote(root).Abort(remote_pb2.AbortRequest(migration_id="of-a"))
     assert answer.phase == types_pb2.SESSION_PHASE_ABORTED
