@@ -52,6 +52,8 @@ class PlainWire:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
+        with contextlib.suppress(OSError):  # not TCP
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
 
     def send(self, pieces: Sequence[Buffer]) -> int:
@@ -77,6 +79,8 @@ class TlsWire:
     """TLS over a connected socket, which belongs to the wire. Made by `make_tls`."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server_side: bool) -> None:
+        with contextlib.suppress(OSError):  # not TCP
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
@@ -126,12 +130,15 @@ class TlsWire:
                 view = memoryview(piece).cast("B")
                 while len(view):
                     with self._state:
-                        written = self._tls.write(view[:CHUNK_BYTES])
-                        encrypted = self._outgoing.read()
-                    self._socket.sendall(encrypted)
+                        view = view[self._tls.write(view[:CHUNK_BYTES]) :]
+                        encrypted = self._outgoing.read() if self._outgoing.pending >= CHUNK_BYTES else b""
+                    if encrypted:
+                        self._socket.sendall(encrypted)
                     total += len(encrypted)
-                    view = view[written:]
-        return total
+            with self._state:
+                encrypted = self._outgoing.read()
+            self._socket.sendall(encrypted)
+        return total + len(encrypted)
 
     def receive_into(self, buffer: memoryview) -> int:
         count = 0
