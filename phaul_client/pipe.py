@@ -17,12 +17,9 @@ from typing import Final, Self
 
 import phaul_client
 from phaul_client.errors import PeerUnavailable, PhaulError
-from phaul_client.page_frames import Codec
 from phaul_client.pipe_board import Board, Counters
 from phaul_criu.child import Child, spawn
 
-#: The ability of a node to be either end of a pipe; see NodeInfo.api_features.
-API_FEATURE: Final = "page-pipe-v1"
 CONNECT_SECONDS: Final = 15.0
 #: criu may notice that a pipe died before we do.
 DEATH_SECONDS: Final = 0.3
@@ -84,11 +81,11 @@ class PagePipe:
         return self._child.pid
 
     async def connect(
-        self, sock: socket.socket, *, server_side: bool, tls: PipeTls | None = None, codec: Codec = Codec.NONE
+        self, sock: socket.socket, *, server_side: bool, tls: PipeTls | None = None, compression: str = "off"
     ) -> None:
         """Give it a copy of the connection to the other node, and wait until it carries. Raises `PhaulError`."""
         secured = tls and {"directory": str(tls.directory), "name": tls.peer, "revoked": list(tls.revoked)}
-        message = {"tls": secured, "server": server_side, "compression": codec.name.lower()}
+        message = {"tls": secured, "server": server_side, "compression": compression}
         try:
             socket.send_fds(self._control, [json.dumps(message).encode()], [sock.fileno()])
             async with asyncio.timeout(CONNECT_SECONDS):

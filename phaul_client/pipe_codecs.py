@@ -22,8 +22,8 @@ Compress = Callable[[Content], tuple[Codec, Content]]
 
 
 def compressor(compression: str) -> Compress:
-    """By the name of a `Codec`, in small letters."""
-    return Compressor(Codec[compression.upper()])
+    """By a word of `pipe_choice.Compression`."""
+    return Compressor(Codec.NONE if compression == "off" else Codec[compression.upper()])
 
 
 class Compressor:

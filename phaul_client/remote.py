@@ -15,10 +15,12 @@ from typing import Final, Protocol, Self, TypeVar
 import grpc
 
 from phaul.v1 import remote_pb2, remote_pb2_grpc, types_pb2
-from phaul_client.errors import PeerError, PeerUnavailable, RemoteProtocolError
+from phaul_client.errors import PeerError, PeerRefused, PeerUnavailable, PhaulError, RemoteProtocolError
 from phaul_client.lease import Lease
 from phaul_client.pacing import set_pace
 from phaul_client.pieces import messages
+from phaul_client.pipe import PagePipe, PipeTls
+from phaul_client.pipe_choice import COMPRESSIONS
 from phaul_client.status import from_rpc_error
 from phaul_client.stream import Preamble, StreamKind, Verdict
 
@@ -57,6 +59,7 @@ class GrpcRemote:
         self.migration_id = migration_id
         self._stub: remote_pb2_grpc.RemoteAsyncStub = remote_pb2_grpc.RemoteStub(channel)
         self._socket: socket.socket | None = None
+        self._pipe: PagePipe | None = None
         self._index = 0
         self._receiving = False
         self._destination_node_id = destination_node_id
@@ -71,14 +74,31 @@ class GrpcRemote:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop_renewing()
+        if self._pipe is not None:
+            await self._pipe.aclose()
         if self._socket is not None:
             self._socket.close()
 
     @property
     def page_socket(self) -> socket.socket:
         """The connected page stream, blocking, as criu wants it."""
+        return self._pipe.socket if self._pipe is not None else self.wire_socket
+
+    @property
+    def wire_socket(self) -> socket.socket:
+        """The connection that pages travel on: the same, if no pipe is between."""
         assert self._socket is not None, "no session is open"
         return self._socket
+
+    @property
+    def raw_bytes_sent(self) -> int | None:
+        """What criu gave to the pipe, and is on its way; `None` without a pipe."""
+        return self._pipe.counters.raw_sent if self._pipe is not None else None
+
+    @property
+    def pipe_failure(self) -> PhaulError | None:
+        """Why the pipe carries no more, if there is one and that is why."""
+        return self._pipe.failure if self._pipe is not None else None
 
     def limit(self, bytes_per_second: int) -> None:
         """Limit what each data connection sends, those that are open here and those to come; 0: no limit."""
@@ -94,12 +114,24 @@ class GrpcRemote:
         """What stands in the way there. Raises `PeerError`."""
         return await self._call(self._stub.CheckTree(request, timeout=CALL_SECONDS))
 
-    async def open_session(self, request: remote_pb2.OpenSessionRequest) -> remote_pb2.OpenSessionResponse:
-        """Open the session, connect the page stream, keep the lease alive. Raises `PeerError`."""
+    async def open_session(
+        self, request: remote_pb2.OpenSessionRequest, *, tls: PipeTls | None = None
+    ) -> remote_pb2.OpenSessionResponse:
+        """Open the session, connect the page stream, keep the lease alive.
+
+        Pages go through a pipe if the request says so, then perhaps under TLS. Raises `PhaulError`, `OSError`.
+        """
+        if request.HasField("page_pipe"):
+            self._pipe = await PagePipe.start()
         answer = await self._call(self._stub.OpenSession(request, timeout=CALL_SECONDS))
+        if self._pipe is not None and not answer.HasField("page_pipe"):
+            raise PeerRefused(self.address, "it does not know page pipes", reason="PEER_INCOMPATIBLE")
         self._destination_node_id = answer.destination.node_id
         host = self.address.rpartition(":")[0].strip("[]")
         self._socket = await self._connect(host, answer.data_port, Preamble(StreamKind.PAGES, answer.data_token))
+        if self._pipe is not None:
+            compression = COMPRESSIONS[request.page_pipe.compression]
+            await self._pipe.connect(self._socket, server_side=False, tls=tls, compression=compression)
         seconds = answer.lease.ToTimedelta().total_seconds()
         self._lease = Lease(self.address, seconds, self._renew, lambda error: self.on_lost(error))
         return answer

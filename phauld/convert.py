@@ -12,6 +12,7 @@ from phaul.v1 import types_pb2
 from phaul_client import commit
 from phaul_client.client import RoundEnded
 from phaul_client.errors import PhaulError
+from phaul_client.pipe_choice import COMPRESSION_VALUES, PipeChoice
 from phaul_client.policy import Iterate, Verdict
 from phaul_client.rounds import usable
 from phaul_client.status import log_tail_of, reason_of, remedy_of
@@ -113,3 +114,10 @@ def workload_spec(message: types_pb2.WorkloadSpec) -> WorkloadSpec:
         new_pid_namespace=message.own_pid_namespace if message.HasField("own_pid_namespace") else True,
         new_time_namespace=message.own_time_namespace,
     )
+
+
+def page_pipe(choice: PipeChoice) -> types_pb2.PagePipe | None:
+    """`None`: no pipe."""
+    if not choice.uses_pipe:
+        return None
+    return types_pb2.PagePipe(compression=COMPRESSION_VALUES[choice.compression], tls=choice.tls)

@@ -40,7 +40,7 @@ class Expected:
         else:
             self._arrived.set_result(sock)
 
-    async def take(self, timeout_seconds: float) -> socket.socket:
+    async def take(self, timeout_seconds: float | None) -> socket.socket:
         """The connected stream, now the caller's. Raises `TimeoutError`."""
         async with asyncio.timeout(timeout_seconds):
             sock = await asyncio.shield(self._arrived)

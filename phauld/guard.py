@@ -17,6 +17,7 @@ from typing import Any, Final
 import grpc
 
 from phaul_client.errors import InvalidRequest, PhaulError
+from phaul_client.pipe import PipeTls
 from phaul_client.tls import Tls
 from phauld.access import Policy, parse_policy, peer_name
 
@@ -64,11 +65,19 @@ class Guard:
             raise PhaulError(f"{method} is not allowed: {why}", reason="UNAUTHORIZED", remedy=f"{POLICY_FILE} there")
         CALLER.set(peer_name(sans) or "")
 
+    def pipe_tls(self, peer: str) -> PipeTls:
+        """For pages to or from this node, and nobody else. Raises `InvalidRequest`."""
+        return PipeTls(directory=self.tls.directory, peer=peer, revoked=tuple(self.policy().revoked))
+
+    def peer_at(self, address: str) -> str:
+        """The node that the policy knows at HOST:PORT. Raises `InvalidRequest`."""
+        return self.policy().destination(address.rpartition(":")[0].strip("[]"))
+
     def open_channel(
         self, address: str, options: Sequence[tuple[str, Any]], interceptors: Sequence[grpc.aio.ClientInterceptor]
     ) -> grpc.aio.Channel:
         """A connection to the node that the policy knows at this address. Raises `InvalidRequest`."""
-        name = self.policy().destination(address.rpartition(":")[0].strip("[]"))
+        name = self.peer_at(address)
         options = [*options, ("grpc.ssl_target_name_override", name)]
         credentials = self.tls.channel_credentials()
         return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)

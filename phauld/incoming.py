@@ -11,7 +11,6 @@ import itertools
 import logging
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -34,12 +33,13 @@ from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.requests import RestoreOptions
 from phaul_criu.swrk import Notification, Swrk
 from phauld import convert, session
-from phauld.dataport import DataPort, Expected
+from phauld.dataport import DataPort
 from phauld.fetching import Fetching
 from phauld.images import ImageWriter
 from phauld.journal import IncomingEntry, IncomingRecord
 from phauld.lazy_chain import has_parent, make_lazy, serve_chain
 from phauld.lazy_hold import Held, kill_tree
+from phauld.page_stream import STREAM_SECONDS, PageStream, PipeTerms
 from phauld.placement import Promise
 from phauld.receiver import Server
 from phauld.session import Do, Event, Phase, Record
@@ -47,7 +47,6 @@ from phauld.workloads import RestoreSlot, Workloads, WorkloadSpec
 
 logger = logging.getLogger(__name__)
 
-STREAM_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 RELEASE_SECONDS: Final = 60.0
 _WHY_ABORTED: Final = {
@@ -72,6 +71,7 @@ class Incoming:
     hooks: tuple[Hook, ...] = ()  #: that are told, beside those of this node
     source_name: str = ""
     owner: str = ""  #: the name in the certificate that opened it; empty without TLS
+    pipe: PipeTerms | None = None  #: between its page stream and the network
 
     @classmethod
     def unknown(cls, migration_id: str, source_node_id: str = "", owner: str = "") -> "Incoming":
@@ -144,8 +144,7 @@ class Session:
         )
         was_begun = phase is not Phase.ABSENT
         self._hooks = Hooks(hooks, incoming.hooks, facts, pid=lambda: self.pid, is_recovered=was_begun)
-        self._expected: Expected | None = None
-        self._page_socket: socket.socket | None = None
+        self._stream = PageStream(data_port, incoming.pipe)
         self._server: Server | None = None
         self._slot: RestoreSlot | None = None
         self._lazy: LazyPages | None = None
@@ -193,8 +192,7 @@ class Session:
     @property
     def token(self) -> bytes:
         """The one-time token for the page stream."""
-        assert self._expected is not None
-        return self._expected.token
+        return self._stream.token
 
     def remember(self, entry: IncomingEntry) -> None:
         """This session is an earlier phauld's: know again what it left."""
@@ -227,9 +225,8 @@ class Session:
                 raise PhaseError(self._phase, "OPEN_SESSION")
             if self._phase is Phase.ABSENT:
                 await self._open()
-            elif self._expected is not None and self._page_socket is None:
-                self._expected.close()
-                self._expected = self._data_port.expect()
+            else:
+                self._stream.expect_again()
 
     async def _open(self) -> None:
         self._made = tuple(path for path in self.incoming.carried if not _is_there(path))
@@ -237,7 +234,7 @@ class Session:
             if await find(each.ip) is not None:
                 raise PhaulError(f"{each.ip} is an address of this node already", reason="PREFLIGHT_FAILED")
         try:
-            self._expected = self._data_port.expect()
+            await self._stream.open()
             self._slot = await self._workloads.restore_under_shim(self.incoming.spec, self._criu.binary)
             self._journal.note(
                 images=str(self._directory),
@@ -283,9 +280,12 @@ class Session:
             if self._phase is Phase.RECEIVING and self._server is not None:
                 try:
                     await self._server.stop_iter()
-                except BaseException:
+                except BaseException as exc:
+                    why = await self._stream.why() if isinstance(exc, CriuError) else None
                     with contextlib.suppress(PhaseError):  # aborted meanwhile
                         await self.fire(Event.ROUND_FAILED)
+                    if why is not None:
+                        raise why from exc
                     raise
                 self.rounds += 1
                 self.bytes_received += _bytes_of(self._server.last_images_dir)
@@ -486,12 +486,9 @@ class Session:
                 assert_never(act)
 
     async def _start_page_server(self) -> None:
-        if self._page_socket is None:
-            assert self._expected is not None
-            self._page_socket = await self._expected.take(STREAM_SECONDS)
-            self._page_socket.setblocking(True)
+        memfd = await self._stream.take()
         if self._server is None:
-            config = Config(pid=0, memfd=self._page_socket.fileno(), wdir=self._directory)
+            config = Config(pid=0, memfd=memfd, wdir=self._directory)
             self._server = Server(config, self._criu)
         await self._server.start_iter()
 
@@ -636,13 +633,9 @@ class Session:
         await self._journal.cleaned()
 
     async def _clean_up(self) -> None:
-        if self._expected is not None:
-            self._expected.close()
         if self._server is not None:
             await self._server.aclose()
-        if self._page_socket is not None:
-            self._page_socket.close()
-            self._page_socket = None
+        await self._stream.aclose()
         if self._slot is not None:
             await self._slot.discard()
             self._slot = None

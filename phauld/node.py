@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from phaul.v1 import types_pb2
+from phaul_client import pipe_choice
 from phaul_client.hook_calls import HookSettings
 from phaul_client.tree import descendants
 from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
 from phauld.guard import Guard
 
-API_FEATURES: Final = ("commit-v1", "put-images-v1")
+API_FEATURES: Final = ("commit-v1", "put-images-v1", pipe_choice.API_FEATURE)
 _CAP_SYS_RESOURCE: Final = 24  # linux/capability.h
 _TCP_INFO_BYTES: Final = 128
 _BYTES_ACKED_OFFSET: Final = 120  # linux/tcp.h, struct tcp_info, tcpi_bytes_acked

@@ -13,6 +13,7 @@ from phaul_client.commit import Event
 from phaul_client.errors import InvalidRequest
 from phaul_client.hooks import Hook, parse_hook
 from phaul_client.modes import EAGER_RESTORE_SECONDS_PER_BYTE, Mode, RestoreMode
+from phaul_client.pipe_choice import COMPRESSIONS, Compression
 from phaul_client.policy import Limits
 from phaul_client.preflight import ChosenOptions
 from phaul_criu.requests import DumpOptions, RestoreOptions
@@ -51,6 +52,7 @@ _KNOWN_VALUES: Final = {
     "restore_mode": _RESTORE_MODES.keys(),
     "tcp_policy": frozenset(types_pb2.TcpPolicy.values()),
     "in_doubt_policy": frozenset(types_pb2.InDoubtPolicy.values()),
+    "compression": COMPRESSIONS.keys(),
 }
 MODE_VALUES: Final = {mode: value for value, mode in _MODES.items() if value}
 RESTORE_MODE_VALUES: Final = {mode: value for value, mode in _RESTORE_MODES.items() if value}
@@ -77,6 +79,8 @@ class Options:
     file_locks: bool
     ghost_limit_bytes: int
     addresses: tuple[Address, ...] = ()
+    checksum: bool | None = None
+    compression: Compression | None = None
     hooks: tuple[Hook, ...] = ()
 
 
@@ -108,6 +112,8 @@ def parse_options(message: types_pb2.Options) -> Options:
         file_locks=message.file_locks if message.HasField("file_locks") else True,
         ghost_limit_bytes=message.ghost_limit_bytes or DEFAULT_GHOST_BYTES,
         addresses=tuple(map(parse_address, message.move_addresses)),
+        checksum=message.checksum if message.HasField("checksum") else None,
+        compression=COMPRESSIONS[message.compression] if message.compression else None,
         hooks=tuple(map(parse_hook, message.hooks)),
     )
 

@@ -45,6 +45,7 @@ from phaul_client.hooks import Facts, Side
 from phaul_client.local import LAST_DUMP, CriuLocal, Settings, unlock_network
 from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, RestoreMode, Wish, choose
 from phaul_client.movers import Addresses
+from phaul_client.pipe_choice import PipeChoice, choose_pipe, is_loopback
 from phaul_client.policy import DowntimePolicy, Forecast, Policy, PostCopyPolicy, StopCopyPolicy, Switchable
 from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress, RelayGone
 from phaul_client.remote import GrpcRemote
@@ -78,6 +79,8 @@ RATE_SAMPLES: Final = 5
 _LEFT_TO_THE_NEXT: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED, Phase.ROLLING_BACK})
 #: Here the tree's addresses are the destination's, or may be.
 _WITHOUT_ADDRESSES: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED})
+#: What criu and the other node say when the pages do not come through; the pipe knows why.
+_BY_A_BROKEN_STREAM: Final = frozenset({"DUMP_FAILED", "PRE_DUMP_FAILED", "PAGE_SERVER_FAILED", "INTERNAL"})
 _ROUNDS: Final = (Phase.PREFLIGHT, Phase.OPENING, Phase.ITERATING)
 RESOLUTIONS: Final = {
     migrations_pb2.RESOLUTION_KILL: Event.RESOLVED_KILL,
@@ -137,6 +140,7 @@ class Outgoing:
         self._observer = observer
         self._phase_started = self._started
         self._can_throttle = False
+        self._pipe = PipeChoice(uses_pipe=False, text="")
         self._here: tuple[Address, ...] = ()  # the addresses that move along, as they are here
         self._there: tuple[Address, ...] = ()  # and as the destination is to have them
         self.record = migrations_pb2.Migration(
@@ -562,6 +566,15 @@ class Outgoing:
         self.record.problems.extend(answer.problems)
         refuse(list(answer.problems))
         choice = choose_mode(self._options, self._node, answer.destination, resident_bytes(self._target.pid))
+        self._pipe = choose_pipe(
+            checksum=self._options.checksum,
+            compression=self._options.compression,
+            tls=self._node.guard is not None,
+            clear_is_allowed=self._node.insecure,
+            is_loopback=is_loopback(self.record.destination_address),
+            peer_features=frozenset(answer.destination.api_features),
+        )
+        self.record.page_stream = self._pipe.text
         self.record.mode = MODE_VALUES[choice.mode]
         self.record.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
         self.record.mode_reason = "; ".join(each.removeprefix(f"{choice.mode}: ") for each in choice.reasons[:-1])
@@ -590,6 +603,9 @@ class Outgoing:
         options.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
         workload = self._target.workload
         self.record.bytes_total = resident_bytes(self._target.pid)
+        guard, tls = self._node.guard, None
+        if self._pipe.tls and guard is not None:
+            tls = guard.pipe_tls(guard.peer_at(self.record.destination_address))
         answer = await remote.open_session(
             remote_pb2.OpenSessionRequest(
                 migration_id=self.migration_id,
@@ -599,7 +615,9 @@ class Outgoing:
                 options=options,
                 expected_bytes=self.record.bytes_total,
                 carried_files=[types_pb2.CarriedFile(path=str(path)) for path in self._carried()],
-            )
+                page_pipe=convert.page_pipe(self._pipe),
+            ),
+            tls=tls,
         )
         self.record.destination.CopyFrom(answer.destination)
         self._has_opened = True
@@ -684,6 +702,9 @@ class Outgoing:
             phase = types_pb2.MIGRATION_PHASE_REFUSED
         else:
             phase = types_pb2.MIGRATION_PHASE_ROLLED_BACK
+        broken = self._remote.pipe_failure if self._remote is not None else None
+        if broken is not None and reason_of(shown) in _BY_A_BROKEN_STREAM:
+            shown = broken
         if isinstance(shown, asyncio.CancelledError):
             shown = MigrationCancelled(self.migration_id)
         if isinstance(shown, TimeoutError):
@@ -717,12 +738,14 @@ class Outgoing:
 
     async def _watch_bytes(self, remote: GrpcRemote) -> None:
         while True:
-            now, sent = time.monotonic(), bytes_acked(remote.page_socket) + self._lazy_bytes
+            now, acked = time.monotonic(), bytes_acked(remote.wire_socket)
+            raw = remote.raw_bytes_sent
+            sent = (acked if raw is None else raw) + self._lazy_bytes
             self._samples = [*self._samples[-RATE_SAMPLES:], (now, sent)]
             first_at, first_bytes = self._samples[0]
             if now > first_at:
                 self.record.rate_bytes_per_second = round((sent - first_bytes) / (now - first_at))
-            self.record.bytes_sent = sent
+            self.record.bytes_sent, self.record.wire_bytes = sent, acked + self._lazy_bytes
             self.record.total.CopyFrom(convert.duration(now - self._started))
             await self._notify()
             await asyncio.sleep(PROGRESS_SECONDS)

@@ -33,6 +33,7 @@ from phauld.journal import IncomingEntry, Journal
 from phauld.node import Node, memory_available_bytes
 from phauld.observer import NOBODY, Observer
 from phauld.options import parse_options, restore_options
+from phauld.page_stream import PipeTerms
 from phauld.placement import Promise
 from phauld.preflight import check_destination
 from phauld.session import Event, Phase
@@ -129,6 +130,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             destination=self._info(),
             options=request.options,
             session=self._message(opened),
+            page_pipe=request.page_pipe if opened.incoming.pipe is not None else None,
         )
 
     async def OpenStream(
@@ -243,9 +245,26 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             hooks=options.hooks,
             source_name=request.source.node_name,
             owner=CALLER.get(),
+            pipe=self._pipe_terms(request),
         )
         logger.info("images migration_id=%s place=%s reason=%r", request.migration_id, place.directory, place.reason)
         return self._session(incoming, Phase.ABSENT, place.directory)
+
+    def _pipe_terms(self, request: remote_pb2.OpenSessionRequest) -> PipeTerms | None:
+        """Raises `PhaulError` PEER_INCOMPATIBLE: what came by TLS sends its pages under TLS, too."""
+        guard, owner = self._node.guard, CALLER.get()
+        wants_tls = request.HasField("page_pipe") and request.page_pipe.tls
+        if wants_tls and (guard is None or not owner):
+            raise PhaulError("this phauld has no TLS", reason="PEER_INCOMPATIBLE", remedy="--tls-dir on both nodes")
+        if owner and not wants_tls and not self._node.insecure:
+            remedy = "a newer phauld at the source, or --insecure on both nodes until then"
+            raise PhaulError("pages would travel in clear", reason="PEER_INCOMPATIBLE", remedy=remedy)
+        if not request.HasField("page_pipe"):
+            return None
+        if not wants_tls:
+            return PipeTerms(tls=None)
+        assert guard is not None
+        return PipeTerms(tls=guard.pipe_tls(owner))
 
     def _place(self, expected_bytes: int) -> placement.Place:
         memory_dir = self._terms.memory_dir

@@ -18,6 +18,7 @@ _CHOICES: Final = {
     "restore": ("restore_mode", "RestoreMode"),
     "tcp": ("tcp_policy", "TcpPolicy"),
     "in_doubt": ("in_doubt_policy", "InDoubtPolicy"),
+    "compression": ("compression", "Compression"),
 }
 _TIMES: Final = {
     "downtime": "downtime_goal",
@@ -33,6 +34,7 @@ _PLAIN: Final = {
     "shell_job": "shell_job",
     "ext_unix_sk": "ext_unix_sk",
     "file_locks": "file_locks",
+    "checksum": "checksum",
 }
 #: Repeatable, and the field that they fill.
 _LISTS: Final = {"move_address": "move_addresses", "hook": "hooks"}
@@ -103,6 +105,9 @@ _DECLARATIONS: Final[tuple[Callable[[Any], Any], ...]] = (
     _time("--postcopy-after", "In hybrid mode, go over to post-copy after so much pre-copy."),
     click.option("--bandwidth", type=parameters.RATE, metavar="RATE",
                  help="Limit: 100M is MiB a second, 1Gbit is bits; default none."),
+    click.option("--checksum/--no-checksum", default=None,
+                 help="Notice pages that are damaged on their way; default: if they leave this machine."),
+    _choice("--compression", "Compression", "Of pages; auto measures the link and the processor; default off."),
     click.option("--throttle", is_flag=True, help="Slow it down if it dirties memory faster than the link carries it."),
     click.option("--shell-job/--no-shell-job", default=None,
                  help="Its terminal or session belongs to a process that stays; default: as found."),

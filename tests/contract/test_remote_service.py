@@ -230,10 +230,9 @@ async def die(session: Session) -> None:
     """What is left of a session of a phauld that is killed: its files. The kernel closes what it had open."""
     assert session._lease is not None
     assert session._slot is not None
-    assert session._expected is not None
     session._lease.cancel()
     session._slot.take_swrk().close()
-    session._expected.close()
+    await session._stream.aclose()
     assert session._slot._child is not None
     await session._slot._child.wait()
 

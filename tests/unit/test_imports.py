@@ -39,6 +39,7 @@ PURE: Final = frozenset(
         "phaul_client.hooks",
         "phaul_client.modes",
         "phaul_client.page_frames",
+        "phaul_client.pipe_choice",
         "phaul_client.policy",
         "phaul_client.preflight.checks",
         "phaul_client.relay_frames",
