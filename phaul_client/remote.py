@@ -22,7 +22,7 @@ from phaul_client.pieces import messages
 from phaul_client.pipe import PagePipe, PipeTls
 from phaul_client.pipe_choice import COMPRESSIONS
 from phaul_client.status import from_rpc_error
-from phaul_client.stream import Preamble, StreamKind, Verdict
+from phaul_client.stream import TOKEN_BYTES, Preamble, StreamKind, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ CONNECT_SECONDS: Final = 5.0
 #: After the source's criu has sent its last page the page server only has to flush.
 STOP_ITER_SECONDS: Final = 120.0
 PUT_IMAGES_SECONDS: Final = 120.0
+MAX_LEASE_SECONDS: Final = 3600.0
+MAX_PORT: Final = 65535
 STREAM_KINDS: Final = {
     StreamKind.PAGES: types_pb2.STREAM_KIND_PAGES,
     StreamKind.LAZY_PAGES: types_pb2.STREAM_KIND_LAZY_PAGES,
@@ -128,11 +130,13 @@ class GrpcRemote:
             raise PeerRefused(self.address, "it does not know page pipes", reason="PEER_INCOMPATIBLE")
         self._destination_node_id = answer.destination.node_id
         host = self.address.rpartition(":")[0].strip("[]")
-        self._socket = await self._connect(host, answer.data_port, Preamble(StreamKind.PAGES, answer.data_token))
+        seconds = answer.lease.seconds + answer.lease.nanos / 1e9
+        if not 0 < seconds <= MAX_LEASE_SECONDS:
+            raise RemoteProtocolError(self.address, f"a lease of {seconds:g} s was granted")
+        self._socket = await self._connect(host, answer.data_port, self._preamble(StreamKind.PAGES, answer))
         if self._pipe is not None:
             compression = COMPRESSIONS[request.page_pipe.compression]
             await self._pipe.connect(self._socket, server_side=False, tls=tls, compression=compression)
-        seconds = answer.lease.ToTimedelta().total_seconds()
         self._lease = Lease(self.address, seconds, self._renew, lambda error: self.on_lost(error))
         return answer
 
@@ -141,7 +145,7 @@ class GrpcRemote:
         request = remote_pb2.OpenStreamRequest(migration_id=self.migration_id, kind=STREAM_KINDS[kind])
         answer = await self._call(self._stub.OpenStream(request, timeout=CALL_SECONDS))
         host = self.address.rpartition(":")[0].strip("[]")
-        return await self._connect(host, answer.data_port, Preamble(kind, answer.data_token))
+        return await self._connect(host, answer.data_port, self._preamble(kind, answer))
 
     async def start_iter(self) -> None:
         """See `Remote`. Raises `PeerError`."""
@@ -218,6 +222,14 @@ class GrpcRemote:
         if self._lease is not None:
             self._lease.watch_closely()
 
+    def _preamble(
+        self, kind: StreamKind, answer: remote_pb2.OpenSessionResponse | remote_pb2.OpenStreamResponse
+    ) -> Preamble:
+        """For the data port of this answer. Raises `RemoteProtocolError`."""
+        if not 0 < answer.data_port <= MAX_PORT or len(answer.data_token) != TOKEN_BYTES:
+            raise RemoteProtocolError(self.address, "what it says of its data port is no port and token")
+        return Preamble(kind, answer.data_token)
+
     async def _renew(self, timeout_seconds: float) -> None:
         request = remote_pb2.RenewLeaseRequest(migration_id=self.migration_id)
         await self._call(self._stub.RenewLease(request, timeout=timeout_seconds))
@@ -252,9 +264,12 @@ class GrpcRemote:
 
     async def _call(self, call: Awaitable[_Answer]) -> _Answer:
         try:
-            return await call
+            answer = await call
         except grpc.aio.AioRpcError as exc:
             # whoever keeps the error would keep the call with its frames, and a call keeps its connection open
             raise from_rpc_error(self.address, exc) from exc.with_traceback(None)
         finally:
             del call
+        if answer is None:  # so gRPC tells of bytes that are no message of this kind
+            raise RemoteProtocolError(self.address, "its answer cannot be read")
+        return answer

@@ -8,7 +8,7 @@ import errno
 from typing import Final
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -131,17 +131,15 @@ def from_failure(peer: str, failure: types_pb2.Failure) -> PeerRefused:
 
 def from_rpc_error(peer: str, error: grpc.aio.AioRpcError) -> PeerError:
     """The error of ours for a call to `peer` that failed."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details if status is not None else ():
-        if detail.Unpack(info) and info.domain == DOMAIN:
-            return PeerRefused(
-                peer,
-                error.details() or "",
-                reason=info.reason,
-                remedy=dict(info.metadata).get("remedy", ""),
-                log_tail=dict(info.metadata).get("log_tail", ""),
-            )
+    info = _info_of(error)
+    if info is not None:
+        return PeerRefused(
+            peer,
+            error.details() or "",
+            reason=info.reason,
+            remedy=dict(info.metadata).get("remedy", ""),
+            log_tail=dict(info.metadata).get("log_tail", ""),
+        )
     if error.code() in _NO_ANSWER:
         return PeerUnavailable(
             peer,
@@ -149,6 +147,19 @@ def from_rpc_error(peer: str, error: grpc.aio.AioRpcError) -> PeerError:
             remedy="check that phauld runs there and that host and port are right",
         )
     return PeerRefused(peer, f"{error.code().name}: {error.details()}")
+
+
+def _info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
+    """Our detail of an error; none if there is none, or if what is there does not fit the error or is no detail."""
+    info = error_details_pb2.ErrorInfo()
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]
+        for detail in status.details if status is not None else ():
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                return info
+    except (ValueError, message.DecodeError):
+        return None
+    return None
 
 
 def _cut(text: str, kept_bytes: slice) -> str:

@@ -23,7 +23,10 @@ def lazy_pages(content: bytes) -> int:
         position += _SIZE.size
         if not is_head:
             entry = pagemap_pb2.pagemap_entry()
-            entry.ParseFromString(content[position : position + size])
+            try:
+                entry.ParseFromString(content[position : position + size])
+            except Exception as exc:  # protobuf's DecodeError; named in google.protobuf, which nothing else here needs
+                raise ValueError(f"a pagemap entry cannot be decoded: {exc}") from exc
             if entry.flags & _PE_LAZY and not entry.flags & _PE_PRESENT:
                 total += entry.nr_pages
         is_head = False

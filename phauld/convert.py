@@ -65,7 +65,7 @@ def failure(error: BaseException) -> types_pb2.Failure:
 def error(recorded: Mapping[str, object]) -> PhaulError:
     """The error of a `failure` that was written down as JSON."""
     found = json_format.ParseDict(dict(recorded), types_pb2.Failure(), ignore_unknown_fields=True)
-    reason = types_pb2.ErrorReason.Name(found.reason).removeprefix("ERROR_REASON_") if found.reason else ""
+    reason = next((name for name, value in _REASONS.items() if value == found.reason and value), "")
     return PhaulError(found.message, reason=reason, remedy=found.remedy)
 
 

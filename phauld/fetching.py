@@ -66,7 +66,10 @@ class Fetching:
 
     async def start(self, criu: Path, images: Path) -> None:
         """Start `criu lazy-pages` for a tree that is to be restored from `images`. Raises `LazyPagesFailed`."""
-        self._pages = _pages_left_behind(images)
+        try:
+            self._pages = _pages_left_behind(images)
+        except ValueError as exc:  # they came from the source
+            raise LazyPagesFailed("lazy-pages", str(exc)) from exc
         argv = [str(criu), "lazy-pages", "-D", str(images), "-W", str(images), "-o", _LOG_FILE, "-v2"]
         try:
             await self.relay.start(argv)

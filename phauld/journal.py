@@ -315,6 +315,8 @@ def _open(path: Path) -> tuple[sqlite3.Connection, str]:
             raise
     except (OSError, sqlite3.Error) as exc:
         raise _cannot_open(path, exc) from exc
+    except UnicodeDecodeError as exc:  # of SQLite's own message about a schema that is damaged
+        raise _cannot_open(path, sqlite3.DatabaseError(str(exc))) from exc
 
 
 def _create(path: Path) -> None:

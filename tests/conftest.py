@@ -38,9 +38,10 @@ MISSING: Final[dict[str, Callable[[], str | None]]] = {"criu": criu_missing}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--json`, `--quick` and `--all`."""
+    """`--json`, `--quick`, `--all` and `--minutes`."""
     parser.addoption("--all", action="store_true", help="faults: each point; workloads: each mode")
     parser.addoption("--json", metavar="FILE", help="write what the tests measured to FILE")
+    parser.addoption("--minutes", type=float, default=0.0, help="fuzz: so long, with new examples each time")
     parser.addoption("--quick", action="store_true", help="smaller sizes and fewer repetitions")
 
 

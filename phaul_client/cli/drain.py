@@ -25,6 +25,7 @@ from phaul_client.cli.outcomes import ExitCode, Outcome, exit_code_of, failure_o
 from phaul_client.cli.requests import build_options, options_without_destination
 from phaul_client.cli.session import Session, command
 from phaul_client.cli.spread import Spread
+from phaul_client.cli.visible import visible
 
 DEFAULT_JOBS: Final = 2
 BUSY_SECONDS: Final = 0.5
@@ -174,7 +175,7 @@ class Drain:
             self._tell(f"[{len(self.ended)}/{self._total}] {name} {outcome_of(migration)} ({where}): {how}")
 
     def _tell(self, message: str) -> None:
-        click.echo(f"phaul: {message}", err=True)
+        click.echo(visible(f"phaul: {message}"), err=True)
 
     def _failed(self) -> dict[str, Migration]:
         return {name: each for name, each in self.ended.items() if outcome_of(each) is not Outcome.MOVED}

@@ -8,13 +8,14 @@ from phaul.v1 import types_pb2
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli.outcomes import failure_of
 from phaul_client.cli.render import problem_lines
+from phaul_client.cli.visible import visible
 
 LOG_LINES_SHOWN: Final = 5
 
 
 def tell_error(message: str, remedy: str = "", log_tail: str = "") -> None:
     """The cause, the end of criu's log, and the remedy."""
-    click.echo("\n".join(error_lines(message, remedy, log_tail)), err=True)
+    click.echo(visible("\n".join(error_lines(message, remedy, log_tail))), err=True)
 
 
 def error_lines(message: str, remedy: str, log_tail: str) -> list[str]:
@@ -36,4 +37,4 @@ def tell_failure(migration: Migration) -> None:
         if each.severity == types_pb2.SEVERITY_ERROR and each.message not in failure.message
     ]
     if others:
-        click.echo(problem_lines(others), err=True)
+        click.echo(visible(problem_lines(others)), err=True)

@@ -12,6 +12,7 @@ from rich.text import Text
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli.render import destination, duration, phase_word, subject
 from phaul_client.cli.units import format_bytes, format_rate
+from phaul_client.cli.visible import visible
 
 ROUNDS_SHOWN = 6
 
@@ -38,7 +39,7 @@ class Live:
 
     def tell(self, message: str) -> None:
         """Something about the watching itself."""
-        self._console.print(f"phaul: {message}", markup=False, highlight=False)
+        self._console.print(visible(f"phaul: {message}"), markup=False, highlight=False)
 
 
 def drawing(migration: Migration) -> Group:
@@ -60,7 +61,7 @@ def drawing(migration: Migration) -> Group:
     line.add_row(bar, ", ".join(facts))
     parts: list[RenderableType] = [headline, line]
     if migration.status_text:
-        parts.append(Text(migration.status_text, style="dim"))
+        parts.append(Text(visible(migration.status_text), style="dim"))
     return Group(*parts, *([_rounds(migration)] if migration.rounds else []))
 
 

@@ -10,6 +10,7 @@ import click
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli.json_output import progress_json, to_line
 from phaul_client.cli.render import progress_line
+from phaul_client.cli.visible import visible
 
 LINE_SECONDS: Final = 5.0
 
@@ -46,7 +47,7 @@ class Quiet:
 
     def tell(self, message: str) -> None:
         """Something about the watching itself."""
-        click.echo(f"phaul: {message}", err=True)
+        click.echo(visible(f"phaul: {message}"), err=True)
 
 
 class Json(Quiet):

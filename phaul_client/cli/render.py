@@ -13,6 +13,7 @@ from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli.json_output import enum_word
 from phaul_client.cli.outcomes import Outcome, outcome_of
 from phaul_client.cli.units import format_bytes, format_rate, format_seconds
+from phaul_client.cli.visible import visible
 
 SHORTEST_ID: Final = 8
 COMMAND_WIDTH: Final = 60
@@ -69,14 +70,14 @@ def mode_word(mode: int) -> str:
 def subject(migration: Migration) -> str:
     """What moves, for the middle of a sentence."""
     if migration.workload:
-        return migration.workload
+        return visible(migration.workload)
     name = f" ({migration.process_name})" if migration.process_name else ""
-    return f"process {migration.pid}{name}"
+    return visible(f"process {migration.pid}{name}")
 
 
 def destination(migration: Migration) -> str:
     """Where it goes: by name if that is known."""
-    return migration.destination.node_name or migration.destination_address
+    return visible(migration.destination.node_name or migration.destination_address)
 
 
 def local_time(stamp: Timestamp) -> str:

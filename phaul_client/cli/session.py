@@ -16,6 +16,7 @@ import click
 from phaul_client.cli.connection import DEFAULT_DAEMON, Daemon, connect, parse_daemon
 from phaul_client.cli.json_output import to_line
 from phaul_client.cli.outcomes import ExitCode
+from phaul_client.cli.visible import visible
 
 _Parameters = ParamSpec("_Parameters")
 Implementation = Callable[Concatenate["Session", _Parameters], Coroutine[Any, Any, ExitCode | int | None]]
@@ -36,7 +37,7 @@ class Session:
     def show(self, value: dict[str, Any], text: str) -> None:
         """The result on stdout, for programs or for people."""
         if self.json or text:
-            click.echo(to_line(value) if self.json else text)
+            click.echo(to_line(value) if self.json else visible(text))
 
 
 def _set_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:

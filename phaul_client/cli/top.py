@@ -18,6 +18,7 @@ from phaul_client.cli.json_output import migration_json, to_line
 from phaul_client.cli.outcomes import Outcome, outcome_of
 from phaul_client.cli.session import Session, command
 from phaul_client.cli.units import format_bytes, format_rate
+from phaul_client.cli.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -126,8 +127,8 @@ def picture(node: types_pb2.NodeInfo, migrations: list[Migration], away: str) ->
         phase = "in doubt" if each.in_doubt else str(outcome) if over and outcome else render.phase_word(each)
         made.add_row(
             Text(short_id, style="dim"),
-            render.shorten(render.subject(each), 24),
-            render.shorten(render.destination(each), 20),
+            Text(render.shorten(render.subject(each), 24)),
+            Text(render.shorten(render.destination(each), 20)),
             Text(phase, style=_STYLES.get(outcome, "yellow") if outcome else "cyan"),
             render.mode_word(each.mode),
             bar,
@@ -139,8 +140,8 @@ def picture(node: types_pb2.NodeInfo, migrations: list[Migration], away: str) ->
             style="dim" if over else "",
         )
     body: RenderableType = made if migrations else Text("nothing has left this node yet", style="dim")
-    told = [Text(away, style="bold red")] if away else []
-    return Group(Text(heading(node, migrations), style="bold"), *told, Text(""), body)
+    told = [Text(visible(away), style="bold red")] if away else []
+    return Group(Text(visible(heading(node, migrations)), style="bold"), *told, Text(""), body)
 
 
 def _pause(migration: Migration) -> str:

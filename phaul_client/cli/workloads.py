@@ -20,6 +20,7 @@ from phaul_client.cli.json_output import to_json, to_line
 from phaul_client.cli.outcomes import ExitCode
 from phaul_client.cli.requests import to_duration
 from phaul_client.cli.session import Session, command
+from phaul_client.cli.visible import visible
 
 #: What a program finds of the caller's environment; everything else only by --env.
 PASSED_ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME")
@@ -200,7 +201,7 @@ async def _copy_log(daemon: Daemon, request: node_pb2.ReadWorkloadLogRequest, as
 
 
 def _tell(message: str) -> None:
-    click.echo(f"phaul: {message}", err=True)
+    click.echo(visible(f"phaul: {message}"), err=True)
 
 
 def _tell_where(workload: Workload) -> None:

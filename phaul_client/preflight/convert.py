@@ -6,10 +6,12 @@ with the prefix "cpu:". Of sockets only TCP has a place there: a UDP port that i
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from typing import Final
 
 from phaul.v1 import types_pb2
+from phaul_client.errors import InvalidRequest
 from phaul_client.preflight.model import NodeFacts
 from phaul_client.preflight.problems import Problem, Severity
 from phaul_client.preflight.requirements import RequiredFile, RequiredProcess, RequiredSocket, Requirements
@@ -17,6 +19,8 @@ from phaul_client.preflight.wishes import TcpPolicy, Wishes
 
 _CPU_PREFIX: Final = "cpu:"
 _HUGE_PREFIX: Final = "huge-bytes:"
+_MAX_PORT: Final = 65535
+_MAX_DIGITS: Final = 20
 _SEVERITIES: Final = {
     Severity.INFO: types_pb2.SEVERITY_INFO,
     Severity.WARNING: types_pb2.SEVERITY_WARNING,
@@ -90,7 +94,7 @@ def tree_message(needs: Requirements, cpuinfo_image: bytes = b"") -> types_pb2.T
 
 
 def requirements_of(message: types_pb2.TreeFacts) -> Requirements:
-    """The other way round. Features that this version does not know are left out."""
+    """The other way round. Features that this version does not know are left out. Raises `InvalidRequest`."""
     features = message.required_features
     flags = (name.removeprefix(_CPU_PREFIX) for name in features if name.startswith(_CPU_PREFIX))
     huge = (name.removeprefix(_HUGE_PREFIX) for name in features if name.startswith(_HUGE_PREFIX))
@@ -100,10 +104,10 @@ def requirements_of(message: types_pb2.TreeFacts) -> Requirements:
         files=tuple(_file(each) for each in message.files),
         sockets=tuple(_socket(each) for each in message.tcp_sockets),
         pids=tuple(message.required_pids),
-        directories=tuple(message.directories),
+        directories=tuple(map(_path, message.directories)),
         memory_bytes=message.memory_bytes,
         cpu_flags=frozenset(flags),
-        huge_bytes=sum(int(size) for size in huge if size.isdigit()),
+        huge_bytes=sum(int(size) for size in huge if size.isdecimal() and len(size) <= _MAX_DIGITS),
     )
 
 
@@ -143,7 +147,7 @@ def _file_message(file: RequiredFile) -> types_pb2.FileFacts:
 
 def _file(message: types_pb2.FileFacts) -> RequiredFile:
     return RequiredFile(
-        path=message.path,
+        path=_path(message.path),
         size_bytes=message.size_bytes,
         mode=message.mode,
         build_id=message.build_id if message.HasField("build_id") else None,
@@ -165,7 +169,19 @@ def _socket_message(each: RequiredSocket) -> types_pb2.TcpSocketFacts:
     )
 
 
+def _path(text: str) -> str:
+    if "\0" in text:
+        raise InvalidRequest(f"{text!r} is no path")
+    return text
+
+
 def _socket(message: types_pb2.TcpSocketFacts) -> RequiredSocket:
+    try:
+        ipaddress.ip_address(message.local_address)
+    except ValueError as exc:
+        raise InvalidRequest(f"tcp_sockets: {exc}") from exc
+    if message.local_port > _MAX_PORT:
+        raise InvalidRequest(f"tcp_sockets: {message.local_port} is no port")
     return RequiredSocket(
         protocol="tcp",
         pid=message.pid,
