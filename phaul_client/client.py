@@ -72,6 +72,7 @@ class Client:
         pre_dump_mode: PreDumpMode = PreDumpMode.SPLICE,
         on_round: Callable[[RoundEnded], None] = lambda _: None,
         throttle: Callable[[int], Awaitable[None]] | None = None,
+        external: tuple[str, ...] = (),
     ) -> None:
         self._local = local
         self._remote = remote
@@ -82,6 +83,7 @@ class Client:
         self._pre_dump_mode = pre_dump_mode
         self._on_round = on_round
         self._throttle = throttle
+        self._external = external
         self._chain = ImageChain(config.wdir)
 
     async def migrate(self) -> tuple[IterStats, ...]:
@@ -167,6 +169,7 @@ class Client:
                 parent_img=relative_parent(directory, parent),
                 track_mem=True,
                 pre_dump_mode=self._pre_dump_mode,
+                external=self._external,
                 log_file="pre-dump.log",
             )
             async with uncorked(self._config.memfd):

@@ -61,6 +61,16 @@ class ServesPages(Local, Protocol):
         """
 
 
+class Baggage(Protocol):
+    """Files that travel with the tree and are more than a few."""
+
+    async def first(self) -> None:
+        """Send them while the tree runs. Raises `PhaulError`, `OSError`."""
+
+    async def rest(self) -> None:
+        """Send what has changed since; the tree stands still. Raises `PhaulError`, `OSError`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How the last step is done."""
@@ -68,6 +78,7 @@ class Settings:
     dump: DumpOptions  #: everything but descriptors, directories and the parent
     root: Mapping[str, Any] | None = None  #: whom the PID named when it was chosen; `None`: whoever has it now
     carried: tuple[Path, ...] = ()  #: files that travel with the tree, such as its log
+    baggage: Baggage | None = None
     freeze_budget_seconds: float = 60.0  #: a tree that stands still for longer is let run on
     doubt: Doubt = field(default_factory=Doubt)
 
@@ -144,6 +155,8 @@ class CriuLocal(Coordinator):
         for path in self._settings.carried:
             answer = await self._remote.put_images(carried_pieces(path))
             self._carried_bytes[path] = answer.bytes
+        if self._settings.baggage is not None:
+            await self._settings.baggage.first()
 
     async def dump_copy_restore(self, criu: Criu, config: Config, last_client_images_path: Path | None) -> None:
         """See `Local`. Raises `RolledBack` or `MigrationCancelled` (the tree runs on here)."""
@@ -257,8 +270,10 @@ class CriuLocal(Coordinator):
         for path in self._settings.carried:
             pieces += carried_pieces(path, self._carried_bytes.get(path, 0))
         try:
+            if self._settings.baggage is not None:
+                await self._settings.baggage.rest()
             self.image_bytes = (await self._remote.put_images(pieces)).bytes
-        except (PeerError, OSError) as exc:
+        except (PhaulError, OSError) as exc:
             return self._failed(exc)
         return Event.IMAGES_COPIED
 

@@ -182,6 +182,12 @@ class GrpcRemote:
                 raise failures[0] from None
             raise
 
+    async def put_files(
+        self, requests: AsyncIterator[remote_pb2.PutFilesRequest], timeout_seconds: float
+    ) -> remote_pb2.PutFilesResponse:
+        """Send a container's files. Raises `PeerError`."""
+        return await self._call(self._stub.PutFiles(requests, timeout=timeout_seconds))
+
     @property
     def image_index(self) -> int:
         """The round whose directory the images of the last dump belong to."""

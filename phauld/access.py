@@ -26,7 +26,18 @@ class Right(enum.StrEnum):
 
 
 _REMOTE: Final = (
-    *("CheckTree", "OpenSession", "OpenStream", "StartIter", "StopIter", "PutImages", "Restore", "Commit", "Abort"),
+    *(
+        "CheckTree",
+        "OpenSession",
+        "OpenStream",
+        "StartIter",
+        "StopIter",
+        "PutImages",
+        "PutFiles",
+        "Restore",
+        "Commit",
+        "Abort",
+    ),
     *("GetSession", "RenewLease"),
 )
 _MIGRATIONS: Final = (

@@ -12,12 +12,13 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 from google.protobuf import json_format
 
+from phaul.v1 import remote_pb2
 from phaul_client.addresses import Address, parse_address
 from phaul_client.config import Config
 from phaul_client.errors import ImageCorrupt, PhaseError, PhaulError
@@ -33,6 +34,7 @@ from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.requests import RestoreOptions
 from phaul_criu.swrk import Notification, Swrk
 from phauld import convert, session
+from phauld.container_place import ContainerPlace
 from phauld.dataport import DataPort
 from phauld.fetching import Fetching
 from phauld.images import ImageWriter
@@ -70,6 +72,7 @@ class Incoming:
     addresses: tuple[Address, ...] = ()  #: that move along
     hooks: tuple[Hook, ...] = ()  #: that are told, beside those of this node
     source_name: str = ""
+    container: ContainerPlace | None = None
     owner: str = ""  #: the name in the certificate that opened it; empty without TLS
     pipe: PipeTerms | None = None  #: between its page stream and the network
 
@@ -101,6 +104,7 @@ class Incoming:
             addresses=tuple(map(parse_address, entry.detail.get("addresses", ()))),
             hooks=tuple(map(parse_hook, entry.detail.get("hooks", ()))),
             source_name=entry.detail.get("source_name", ""),
+            container=ContainerPlace.from_journal(entry.detail["container"]) if entry.detail.get("container") else None,
         )
 
 
@@ -144,6 +148,8 @@ class Session:
         )
         was_begun = phase is not Phase.ABSENT
         self._hooks = Hooks(hooks, incoming.hooks, facts, pid=lambda: self.pid, is_recovered=was_begun)
+        self._container = incoming.container
+        self._taking: asyncio.Task[int] | None = None  # its files
         self._stream = PageStream(data_port, incoming.pipe)
         self._server: Server | None = None
         self._slot: RestoreSlot | None = None
@@ -233,6 +239,8 @@ class Session:
         for each in self.incoming.addresses:  # what is here later is ours to drop
             if await find(each.ip) is not None:
                 raise PhaulError(f"{each.ip} is an address of this node already", reason="PREFLIGHT_FAILED")
+        if self._container is not None:
+            await self._container.check()
         try:
             await self._stream.open()
             self._slot = await self._workloads.restore_under_shim(self.incoming.spec, self._criu.binary)
@@ -244,6 +252,7 @@ class Session:
                 addresses=[str(each) for each in self.incoming.addresses],
                 hooks=[str(each) for each in self.incoming.hooks],
                 source_name=self.incoming.source_name,
+                container=self._container.note() if self._container is not None else None,
             )
             if self.incoming.postcopy:
                 self._directory.mkdir(parents=True, mode=0o700)
@@ -253,6 +262,8 @@ class Session:
             if self._phase is not Phase.OPEN:  # an Abort was quicker
                 raise PhaseError(self._phase, "OPEN_SESSION")
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # now that the journal knows of it
+            if self._container is not None:
+                await self._container.open()
             await self._hooks.prepare()
         except BaseException:
             await finish(self.fire(Event.ABORT) if self._phase is Phase.OPEN else self._clean_up())
@@ -296,6 +307,25 @@ class Session:
         """The table lets calls that come again have their answer; to these it is no."""
         if self._phase in session.FINAL:
             raise self.failure or PhaseError(self._phase, call)
+
+    async def put_files(
+        self, requests: AsyncIterator[remote_pb2.PutFilesRequest], first: remote_pb2.PutFilesRequest
+    ) -> int:
+        """Take the files of a container; the bytes of it. Raises `PhaseError`, and what `ContainerPlace.take` does."""
+        self.check_takes_files()
+        if self._container is None or self._taking is not None:
+            raise PhaseError(self._phase, "PUT_FILES")
+        self.renew()
+        self._taking = asyncio.create_task(self._container.take(requests, first), name="files")
+        try:
+            return await self._taking
+        except asyncio.CancelledError:
+            self._taking.cancel()  # by the caller; or it was, as the session is over
+            raise
+        finally:
+            await asyncio.wait([self._taking])
+            self._taking = None
+            self.renew()
 
     def check_takes_files(self) -> None:
         """Raises `PhaseError`."""
@@ -471,6 +501,8 @@ class Session:
                 await self._addresses_are(
                     "announced", self._addresses.show
                 )  # before its first packet, which has to have an answer
+                if self._container is not None:
+                    await self._container_is("connected", self._container.show)
                 await self._hooks.commit()
                 self._released.set_result(None)
             case Do.KILL_TREE:
@@ -501,6 +533,9 @@ class Session:
         try:
             options = dataclasses.replace(self.incoming.restore, images_dir_fd=images)
             await self._addresses.hold()
+            if self._container is not None:
+                options = self._container.restore_options(options)
+                await self._container.enter(await self._slot.criu_pid())
             if self._fetching is not None and self._fetched_round is not None:
                 self._journal.note(fetching=True)
                 await self._fetching.start(self._criu.binary, self._fetched_round)
@@ -519,6 +554,8 @@ class Session:
             self._post(Event.TREE_LOST)
         finally:
             os.close(images)
+            if self._container is not None:
+                await self._container_is("unmounted", self._container.leave)
 
     async def _start_lazy_pages(self, images_fd: int, images: Path) -> LazyPages:
         """Fill memory from the images; those of earlier rounds need somebody who serves them."""
@@ -539,6 +576,8 @@ class Session:
             self.pid = notification.pid or 0
             self._root = identity(self.pid)
             self._journal.note(pid=self.pid, root=self._root)
+            if self._container is not None:
+                self._container.adopt(self.pid)
             if self.is_filling and self._fetching is not None:
                 await self._fetching.hold()
             elif self._lazy is not None:
@@ -580,9 +619,19 @@ class Session:
         except PhaulError as exc:
             logger.error("address not %s migration_id=%s error=%s", done, self.incoming.migration_id, exc)
 
+    async def _container_is(self, done: str, act: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """What fails is logged: the tree does not wait for it."""
+        try:
+            await act()
+        except (PhaulError, OSError) as exc:
+            logger.error("container not %s migration_id=%s error=%s", done, self.incoming.migration_id, exc)
+
     async def _settle(self) -> None:
         """The tree runs: its record stands for its name, and what it was made of goes."""
         await self._addresses_are("announced", self._addresses.show)  # again, for who missed it, and after a crash
+        if self._container is not None:
+            await self._container_is("connected", self._container.show)
+            await self._container_is("unmounted", self._container.leave)
         if self._slot is not None:
             self._slot.keep(self.incoming.spec.name)
             self._slot = None
@@ -633,6 +682,9 @@ class Session:
         await self._journal.cleaned()
 
     async def _clean_up(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            await asyncio.wait([self._taking])
         if self._server is not None:
             await self._server.aclose()
         await self._stream.aclose()
@@ -646,6 +698,8 @@ class Session:
         self._holds_images = False
         if self._phase is Phase.ABORTED:
             await self._addresses_are("dropped", self._addresses.drop)
+            if self._container is not None:
+                await self._container_is("discarded", self._container.discard)
             await self._hooks.abort()
             for path in self._made:
                 path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import logging
 import re
@@ -16,6 +17,8 @@ import grpc
 from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, types_pb2
+from phaul_client.containers.inspect import Found, find_container
+from phaul_client.containers.runtimes import parse_container
 from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError, TooManyMigrations, WorkloadNotFound
 from phaul_client.tree import identity
 from phauld import convert
@@ -25,7 +28,7 @@ from phauld.journal import Journal, OutgoingEntry
 from phauld.node import Node
 from phauld.observer import NOBODY, Observer
 from phauld.outgoing import RESOLUTIONS, Outgoing, Target
-from phauld.workloads import Workloads
+from phauld.workloads import Workload, Workloads
 
 logger = logging.getLogger(__name__)
 
@@ -263,6 +266,8 @@ def find_target(
     workload = None
     match request.WhichOneof("target"):
         case "workload":
+            if (name := parse_container(request.workload)) is not None:
+                return _container_target(find_container(name), workloads)
             workload = workloads.get(request.workload)
             if workload.pid is None:
                 raise InvalidRequest(f"{workload.name} does not run here: it is {workload.state}", remedy="phaul ps")
@@ -272,6 +277,15 @@ def find_target(
             workload = workloads.by_pid(pid)
         case _:
             raise InvalidRequest("neither a pid nor a workload was named")
+    return _target(pid, workload)
+
+
+def _container_target(container: Found, workloads: Workloads) -> Target:
+    pid = container.init.pid
+    return dataclasses.replace(_target(pid, workloads.by_pid(pid)), container=container)
+
+
+def _target(pid: int, workload: Workload | None) -> Target:
     try:
         known = identity(pid)
         name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()

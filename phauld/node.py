@@ -38,6 +38,7 @@ class Node:
     incoming_limit: int
     outgoing_limit: int
     guard: Guard | None = None  #: of TLS, if there is TLS
+    containers_dir: Path | None = None  #: bundles of containers that came here
     hooks: HookSettings = dataclasses.field(default_factory=HookSettings)
 
     @classmethod
@@ -52,6 +53,7 @@ class Node:
         incoming_limit: int,
         outgoing_limit: int,
         guard: Guard | None = None,
+        containers_dir: Path | None = None,
         hooks: HookSettings = HookSettings(),  # noqa: B008 - frozen
     ) -> "Node":
         """Ask criu and the kernel. Raises `CriuError`."""
@@ -66,6 +68,7 @@ class Node:
             incoming_limit=incoming_limit,
             outgoing_limit=outgoing_limit,
             guard=guard,
+            containers_dir=containers_dir,
             hooks=hooks,
         )
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import re
 import shutil
 import socket
 import time
@@ -27,6 +28,11 @@ from phaul_client.addresses import Address, parse_address
 from phaul_client.client import Client, RoundEnded
 from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
+from phaul_client.containers.baggage import Baggage
+from phaul_client.containers.inspect import Found, describe
+from phaul_client.containers.leaving import clear, leaving
+from phaul_client.containers.links import Links
+from phaul_client.containers.mounts import dump_externals
 from phaul_client.coordinator import Coordinator, Recovery
 from phaul_client.doubt import Doubt
 from phaul_client.errors import (
@@ -55,6 +61,7 @@ from phaul_client.tree import Tree, descendants, identity, is_alive, wait_until_
 from phaul_criu.child import finish
 from phaul_criu.stats import DumpStats
 from phauld import convert
+from phauld.container_place import container_problem
 from phauld.costs import CostBook
 from phauld.freezer import CannotFreeze, Freezer, find_cgroup, undo_leftover
 from phauld.guard import Guard
@@ -75,6 +82,8 @@ FILLED_SECONDS: Final = 0.1
 AGAIN_SECONDS: Final = 1.0
 ANSWERED_SECONDS: Final = 3.0
 RATE_SAMPLES: Final = 5
+#: Problems of a process that are none of a container's: phaul sees to them.
+DONE_FOR_CONTAINERS: Final = ("mount-namespace",)
 #: An end of an attempt in these is not the end of the migration: a recovery goes on from the journal.
 _LEFT_TO_THE_NEXT: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED, Phase.ROLLING_BACK})
 #: Here the tree's addresses are the destination's, or may be.
@@ -96,6 +105,14 @@ class Target:
     identity: Mapping[str, Any] | None  #: whom the PID named when it was chosen; `None` once it need not be looked at
     process_name: str
     workload: Workload | None
+    container: Found | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the container or the workload; empty for another process."""
+        if self.container is not None:
+            return str(self.container.name)
+        return self.workload.name if self.workload is not None else ""
 
 
 class Outgoing:
@@ -141,13 +158,15 @@ class Outgoing:
         self._phase_started = self._started
         self._can_throttle = False
         self._pipe = PipeChoice(uses_pipe=False, text="")
+        self._container = types_pb2.Container()  # what the destination is told of it, if it is one
+        self._leaving: dict[str, Any] | None = None  # what is left of it here, for the journal
         self._here: tuple[Address, ...] = ()  # the addresses that move along, as they are here
         self._there: tuple[Address, ...] = ()  # and as the destination is to have them
         self.record = migrations_pb2.Migration(
             migration_id=migration_id,
             phase=types_pb2.MIGRATION_PHASE_PREFLIGHT,
             pid=target.pid,
-            workload=target.workload.name if target.workload else "",
+            workload=target.name,
             process_name=target.process_name,
             source=node.info(),
             destination_address=destination,
@@ -358,10 +377,28 @@ class Outgoing:
     async def _clean_up(self) -> None:
         if self._relay is not None:
             await self._relay.wait()  # it ends with its criu
+        await self._end_container()
         await self._end_hooks()
         # For a tree that criu did not let go, or whose phauld was killed; the images alone know the lock's name.
         await asyncio.to_thread(unlock_network, self._directory / LAST_DUMP)
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+
+    def _addresses(self, addresses: Sequence[Address]) -> Addresses:
+        return Links(addresses, self._leaving["links"]) if self._leaving is not None else Addresses(addresses)
+
+    async def _end_container(self) -> None:
+        """It runs elsewhere: its runtime here is told."""
+        if self._leaving is None or self._coordinator is None or self._coordinator.phase is not Phase.DONE:
+            return
+        if why := await clear(self._leaving, self._node.containers_dir):
+            self.record.problems.add(
+                code="container-left",
+                severity=types_pb2.SEVERITY_WARNING,
+                subject=self.record.workload,
+                message=f"it has moved, but its record here stays: {why}",
+                remedy=f"{self._leaving['runtime']} delete {self._leaving['id']}",
+                node_name=self._node.name,
+            )
 
     def _hooks(self, addresses: Addresses, *, is_recovered: bool = False) -> Hooks:
         facts = Facts(
@@ -437,8 +474,15 @@ class Outgoing:
             options=json_format.MessageToDict(self.record.options),
             addresses=[str(each) for each in self._here],
         )
+        container = self._target.container
+        if container is not None:
+            self._leaving = leaving(container, tuple(link.outer for link in self._container.links))
+            self._journal.note(container=self._leaving)
         settings = Settings(
-            dump=dump_options(self._target.pid, self._chosen),
+            dump=dataclasses.replace(
+                dump_options(self._target.pid, self._chosen), external=tuple(dump_externals(self._container.mounts))
+            ),
+            baggage=Baggage(container.rootfs, self._target.pid, remote) if container is not None else None,
             root=self._target.identity,
             carried=self._carried(),
             freeze_budget_seconds=self._options.freeze_budget_seconds,
@@ -460,7 +504,7 @@ class Outgoing:
             local = CriuLocal(
                 self.migration_id, remote, self._journal, settings, on_phase=on_phase, clean_up=self._clean_up
             )
-        local.addresses = Addresses(self._here)
+        local.addresses = self._addresses(self._here)
         local.hooks = self._hooks(local.addresses)
         self._coordinator = local
         return local
@@ -494,7 +538,8 @@ class Outgoing:
             self._use(remote)
             recovery = self._make_recovery(remote, entry)
             self._coordinator = recovery
-            recovery.addresses = Addresses([parse_address(each) for each in entry.detail.get("addresses", ())])
+            self._leaving = entry.detail.get("container")
+            recovery.addresses = self._addresses([parse_address(each) for each in entry.detail.get("addresses", ())])
             recovery.hooks = self._hooks(recovery.addresses, is_recovered=True)
             if entry.phase in _WITHOUT_ADDRESSES:
                 await recovery.addresses.withdraw()  # a boot brings them back
@@ -552,13 +597,21 @@ class Outgoing:
         findings = await check_source(self._node, self._target.pid, self.record.options, self._carried())
         self._chosen = findings.chosen
         self._here, self._there = findings.here, findings.there
-        self.record.problems.extend(findings.problems)
-        refuse(list(findings.problems))
+        problems = list(findings.problems)
+        if self._target.container is not None:
+            problems = [each for each in problems if each.code not in DONE_FOR_CONTAINERS]
+            try:
+                self._container = await describe(self._target.container)
+            except PhaulError as exc:
+                problems.append(container_problem(str(self._target.container.name), exc, self._node.name))
+        self.record.problems.extend(problems)
+        refuse(problems)
         answer = await remote.check_tree(
             remote_pb2.CheckTreeRequest(
                 migration_id=self.migration_id,
                 source=self._node.info(),
                 tree=findings.tree,
+                container=self._container if self._target.container is not None else None,
                 options=self._with_addresses(self.record.options),
             )
         )
@@ -601,7 +654,6 @@ class Outgoing:
         options = self._with_addresses(decided(self.record.options, self._chosen))
         options.mode = MODE_VALUES[choice.mode]
         options.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
-        workload = self._target.workload
         self.record.bytes_total = resident_bytes(self._target.pid)
         guard, tls = self._node.guard, None
         if self._pipe.tls and guard is not None:
@@ -611,7 +663,8 @@ class Outgoing:
                 migration_id=self.migration_id,
                 source=self._node.info(),
                 destination_node_id=self.record.destination.node_id,
-                workload=convert.workload_message(workload.spec) if workload else None,
+                workload=self._spec(),
+                container=self._container if self._target.container is not None else None,
                 options=options,
                 expected_bytes=self.record.bytes_total,
                 carried_files=[types_pb2.CarriedFile(path=str(path)) for path in self._carried()],
@@ -621,6 +674,16 @@ class Outgoing:
         )
         self.record.destination.CopyFrom(answer.destination)
         self._has_opened = True
+
+    def _spec(self) -> types_pb2.WorkloadSpec | None:
+        """How it was started, as far as phaul knows."""
+        if self._target.workload is not None:
+            return convert.workload_message(self._target.workload.spec)
+        container = self._target.container
+        if container is None:
+            return None
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{container.name.runtime}-{container.name.id}")[:63]
+        return types_pb2.WorkloadSpec(name=name, argv=container.config["process"]["args"], own_pid_namespace=True)
 
     def _with_addresses(self, options: types_pb2.Options) -> types_pb2.Options:
         """What the destination needs to know of them: everything."""
@@ -647,6 +710,7 @@ class Outgoing:
                     limits=limits(self._options, choice.restore_mode, costs, allow_throttle=self._can_throttle),
                     on_round=self._on_round,
                     throttle=freezer.hold_back,
+                    external=tuple(dump_externals(self._container.mounts)),
                 )
                 await self._client.migrate()
         finally:

@@ -26,6 +26,7 @@ from phaul_client.modes import Mode
 from phaul_client.timeline import steps_since
 from phauld import convert, placement, session
 from phauld.access import may_drive
+from phauld.container_place import ContainerPlace, check_place
 from phauld.dataport import DataPort
 from phauld.guard import CALLER
 from phauld.incoming import Incoming, Session
@@ -102,6 +103,8 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
 
     async def CheckTree(self, request: remote_pb2.CheckTreeRequest, context: Context) -> remote_pb2.CheckTreeResponse:
         problems = await check_destination(self._node, request.tree, request.source, request.options)
+        if request.HasField("container"):
+            problems += await check_place(self._place_for(request.container, "check"), self._node.name)
         return remote_pb2.CheckTreeResponse(problems=problems, destination=self._info())
 
     async def OpenSession(
@@ -217,6 +220,22 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             lease=convert.duration(found.incoming.lease_seconds), session=self._message(found)
         )
 
+    async def PutFiles(
+        self, request_iterator: AsyncIterator[remote_pb2.PutFilesRequest], context: Context
+    ) -> remote_pb2.PutFilesResponse:
+        first = await anext(request_iterator, None)
+        if first is None:
+            raise InvalidRequest("PutFiles without a message")
+        found = await self._get(first.migration_id)
+        return remote_pb2.PutFilesResponse(bytes=await found.put_files(request_iterator, first))
+
+    def _place_for(self, container: types_pb2.Container, migration_id: str) -> ContainerPlace:
+        """Raises `InvalidRequest`, and `PhaulError` UNSUPPORTED."""
+        if self._node.containers_dir is None:
+            raise PhaulError("this node takes no containers", reason="UNSUPPORTED")
+        directory = f"{container.runtime}-{container.id}@{migration_id}"
+        return ContainerPlace(container, self._node.containers_dir / directory)
+
     def _new_session(self, request: remote_pb2.OpenSessionRequest) -> Session:
         options = parse_options(request.options)
         lease = convert.seconds_of(request.lease) or self._terms.lease_seconds
@@ -243,6 +262,9 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             postcopy=options.mode in (Mode.POST_COPY, Mode.HYBRID),
             addresses=options.addresses,
             hooks=options.hooks,
+            container=(
+                self._place_for(request.container, request.migration_id) if request.HasField("container") else None
+            ),
             source_name=request.source.node_name,
             owner=CALLER.get(),
             pipe=self._pipe_terms(request),

@@ -83,6 +83,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
         images_dir=config.images_dir,
         insecure=config.insecure,
         guard=guard,
+        containers_dir=config.state_dir / "containers",
         hooks=HookSettings(
             directory=config.hooks_dir,
             phase_seconds=config.hook_seconds,

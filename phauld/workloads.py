@@ -302,6 +302,14 @@ class RestoreSlot:
         swrk, self._swrk = self._swrk, None
         return swrk
 
+    async def criu_pid(self) -> int:
+        """The criu that waits for its request. Raises `TimeoutError`."""
+        async with asyncio.timeout(START_TIMEOUT_SECONDS):
+            while True:  # nothing tells when it is there
+                if found := [pid for pid in descendants(self._shim_pid) if pid != self._shim_pid]:
+                    return found[0]
+                await asyncio.sleep(POLL_SECONDS)
+
     def release(self) -> None:
         """The tree is about to be let go: from now on its shim asks the tree, not criu, whether it ran."""
         (self.directory / "released").touch(mode=0o600)

@@ -121,6 +121,9 @@ def session_calls(stub: remote_pb2_grpc.RemoteAsyncStub, migration_id: str) -> d
     async def pieces() -> AsyncIterator[remote_pb2.PutImagesRequest]:
         yield remote_pb2.PutImagesRequest(migration_id=migration_id)
 
+    async def files() -> AsyncIterator[remote_pb2.PutFilesRequest]:
+        yield remote_pb2.PutFilesRequest(migration_id=migration_id)
+
     lazy = types_pb2.STREAM_KIND_LAZY_PAGES
     return {
         "OpenSession": lambda: stub.OpenSession(remote_pb2.OpenSessionRequest(migration_id=migration_id)),
@@ -128,6 +131,7 @@ def session_calls(stub: remote_pb2_grpc.RemoteAsyncStub, migration_id: str) -> d
         "StartIter": lambda: stub.StartIter(remote_pb2.StartIterRequest(migration_id=migration_id, index=1)),
         "StopIter": lambda: stub.StopIter(remote_pb2.StopIterRequest(migration_id=migration_id, index=1)),
         "PutImages": lambda: stub.PutImages(pieces()),
+        "PutFiles": lambda: stub.PutFiles(files()),
         "Restore": lambda: stub.Restore(remote_pb2.RestoreRequest(migration_id=migration_id, index=1)),
         "Commit": lambda: stub.Commit(remote_pb2.CommitRequest(migration_id=migration_id)),
         "Abort": lambda: stub.Abort(remote_pb2.AbortRequest(migration_id=migration_id)),

@@ -1,0 +1,167 @@
+"""A container as it is on this node: its record, its configuration, its mounts and its links."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from phaul.v1 import types_pb2
+from phaul_client.containers.mounts import outside, parse_mounts
+from phaul_client.containers.runtimes import ContainerName, Init, Record, Runtime, runtime_of
+from phaul_client.errors import PhaulError, WorkloadNotFound
+from phaul_client.tree import identity
+from phaul_criu import child
+
+COMMAND_SECONDS: Final = 10.0
+#: Network devices that criu makes anew by itself.
+_MADE_BY_CRIU: Final = frozenset({"loopback"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A container that runs here."""
+
+    name: ContainerName
+    runtime: Runtime
+    init: Init
+    config: dict[str, Any]
+
+    @property
+    def rootfs(self) -> Path:
+        return Path(self.init.bundle) / self.init.rootfs
+
+
+def find_container(name: ContainerName) -> Found:
+    """Raises `PhaulError`: UNSUPPORTED, WORKLOAD_NOT_FOUND, or WRONG_PHASE for one that does not run."""
+    runtime = runtime_of(name)
+    try:
+        init = read_init(runtime, name)
+    except FileNotFoundError:
+        raise WorkloadNotFound(str(name)) from None
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise PhaulError(f"{name}: its record cannot be read: {exc}", reason="UNSUPPORTED") from exc
+    if not runs(init):
+        raise PhaulError(f"{name} does not run here", reason="WRONG_PHASE", remedy=f"{runtime.name} list")
+    config = json.loads((Path(init.bundle) / "config.json").read_text(encoding="utf-8"))
+    return Found(name=name, runtime=runtime, init=init, config=config)
+
+
+def record_path(runtime: Runtime, container_id: str) -> Path:
+    """Where the runtime keeps what it knows of a container."""
+    return Path(runtime.state_root) / container_id / runtime.record
+
+
+def read_record(runtime: Runtime, container_id: str) -> Record:
+    """Raises `OSError`, `ValueError`."""
+    record: Record = json.loads(record_path(runtime, container_id).read_text(encoding="utf-8"))
+    return record
+
+
+def read_init(runtime: Runtime, name: ContainerName) -> Init:
+    """Raises `OSError`, `ValueError`, `KeyError`."""
+    assert runtime.init is not None
+    return runtime.init(read_record(runtime, name.id))
+
+
+def runs(init: Init) -> bool:
+    """Whether the process that a record names is the one that it was."""
+    try:
+        return bool(identity(init.pid)["start_ticks"] == init.start_ticks)
+    except OSError:
+        return False
+
+
+async def describe(found: Found) -> types_pb2.Container:
+    """What the destination must know. Raises `PhaulError` UNSUPPORTED for what cannot move."""
+    _check_config(found)
+    try:
+        text = await asyncio.to_thread(Path(f"/proc/{found.init.pid}/mountinfo").read_text)
+    except OSError as exc:
+        raise PhaulError(f"{found.name} has ended", reason="PROCESS_ENDED") from exc
+    return types_pb2.Container(
+        runtime=found.name.runtime,
+        id=found.name.id,
+        config=json.dumps(found.config).encode(),
+        cgroup_manager=found.init.cgroup_manager,
+        mounts=outside(found.config, parse_mounts(text)),
+        links=await _links(found),
+    )
+
+
+def _check_config(found: Found) -> None:
+    namespaces = {each["type"]: each.get("path", "") for each in found.config.get("linux", {}).get("namespaces", ())}
+    for kind in ("pid", "mount"):
+        if kind not in namespaces:
+            raise _unsupported(found, f"has no {kind} namespace of its own", f"a {kind} namespace in config.json")
+    if "user" in namespaces:
+        raise _unsupported(found, "has a user namespace of its own", "a container without")
+    for kind, path in namespaces.items():
+        if path:
+            what = f"lives in a {kind} namespace that something else made ({path})"
+            raise _unsupported(found, what, f"let {found.name.runtime} make it: no path in config.json")
+    if found.config.get("process", {}).get("terminal"):
+        raise _unsupported(found, "has a terminal, whose other end stays behind", '"terminal": false in config.json')
+
+
+async def _links(found: Found) -> list[types_pb2.ContainerLink]:
+    if os.stat(f"/proc/{found.init.pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino:
+        return []
+    inside = await ip(["-details", "address", "show"], ("nsenter", "--net", "--target", str(found.init.pid), "--"))
+    here = {each["ifindex"]: each for each in await ip(["-details", "link", "show"])}
+    links = []
+    for each in inside:
+        if each.get("link_type") in _MADE_BY_CRIU:
+            continue
+        kind = each.get("linkinfo", {}).get("info_kind", "")
+        peer = here.get(each.get("link_index", 0))
+        if kind != "veth" or peer is None or peer.get("linkinfo", {}).get("info_kind") != "veth":
+            if each["ifname"] in ("tunl0", "sit0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6tnl0"):
+                continue  # the kernel makes them in every namespace
+            what = (
+                f"its interface {each['ifname']} ({kind or each.get('link_type', 'unknown')}) is no veth of this node"
+            )
+            raise _unsupported(found, what, "connect it by a veth and a bridge")
+        links.append(
+            types_pb2.ContainerLink(
+                name=each["ifname"],
+                outer=peer["ifname"],
+                bridge=peer.get("master", ""),
+                mac=each.get("address", ""),
+                addresses=[
+                    f"{info['local']}/{info['prefixlen']}"
+                    for info in each.get("addr_info", ())
+                    if info.get("scope") == "global"
+                ],
+            )
+        )
+    return links
+
+
+async def ip(arguments: Iterable[str], prefix: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """`ip -json …`. Raises `PhaulError`."""
+    output = await command([*prefix, "ip", "-json", *arguments])
+    found: list[dict[str, Any]] = json.loads(output or "[]")
+    return [each for each in found if "ifname" in each]
+
+
+async def command(argv: Iterable[str], timeout_seconds: float = COMMAND_SECONDS) -> str:
+    """What it says, if it ends with 0. Raises `PhaulError`."""
+    words = list(argv)
+    try:
+        ended = await child.run(words, timeout_seconds=timeout_seconds)
+    except (OSError, TimeoutError) as exc:
+        remedy = f"apt-get install {words[0]}" if isinstance(exc, FileNotFoundError) else ""
+        why = "no end in time" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
+        raise PhaulError(f"{' '.join(words)}: {why}", reason="UNSUPPORTED", remedy=remedy) from exc
+    if ended.returncode != 0:
+        raise PhaulError(f"{' '.join(words)}: {ended.output.strip() or f'status {ended.returncode}'}")
+    return ended.output
+
+
+def _unsupported(found: Found, what: str, remedy: str) -> PhaulError:
+    return PhaulError(f"{found.name} {what}", reason="UNSUPPORTED", remedy=remedy)

@@ -1,0 +1,37 @@
+"""What a container's node answers for: its links, beside the addresses of the node that move along.
+
+The source takes the outer end of each veth down before it sends the commit, and up again before the container runs on;
+so no two nodes ever answer for its addresses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from phaul_client.addresses import Address
+from phaul_client.containers.inspect import command
+from phaul_client.movers import Addresses
+
+
+class Links(Addresses):
+    """The addresses of one migration at its source, and the outer ends of its container's links."""
+
+    def __init__(self, addresses: Sequence[Address], links: Sequence[str]) -> None:
+        super().__init__(addresses)
+        self._links = tuple(links)
+
+    async def withdraw(self) -> None:
+        """Answer for nothing any more. Raises `PhaulError`."""
+        await self._set("down")
+        await super().withdraw()
+
+    async def put_back(self) -> None:
+        """Answer again. Raises `PhaulError`."""
+        await self._set("up")
+        await super().put_back()
+
+    async def _set(self, state: str) -> None:
+        for link in self._links:
+            if link in os.listdir("/sys/class/net"):  # else it ended with its container
+                await command(["ip", "link", "set", "dev", link, state])

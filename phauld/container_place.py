@@ -1,0 +1,317 @@
+"""A container's place at its destination: files, cgroups, the runtime's record of it, links.
+
+Everything is made before the freeze, by the runtime itself: `create` makes the cgroups with their limits and a record
+in the form of this node's version. The init that it makes is killed at once; the restored one takes its place in the
+record while it is still held. The invariant: what is here before the commit is undone by `discard`, after it by nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf import json_format
+
+from phaul.v1 import remote_pb2, types_pb2
+from phaul_client.addresses import arp_announcements
+from phaul_client.containers.inspect import command, ip, read_init, read_record, record_path
+from phaul_client.containers.mounts import Mount, no_hierarchy, parse_mounts, restore_externals
+from phaul_client.containers.runtimes import ContainerName, parse_container, runtime_of
+from phaul_client.errors import ImageCorrupt, InvalidRequest, NoRoom, PhaulError, WorkloadExists
+from phaul_client.tree import wait_until_gone
+from phaul_criu import child
+from phaul_criu.requests import RestoreOptions
+from phauld.shim import start_ticks, write_json
+
+logger = logging.getLogger(__name__)
+
+PROGRAM_SECONDS: Final = 30.0
+#: What a created container waits at, in the directory of its record.
+STARTS_BY: Final = "exec.fifo"
+UNFINISHED_SECONDS: Final = 2.0
+_TAR: Final = ("tar", "--extract", "--file=-", "--numeric-owner", "--same-owner", "--preserve-permissions")
+_INTERFACE_BYTES: Final = 15
+
+
+class ContainerPlace:
+    """The place of one container, in a directory of phaul's: its bundle."""
+
+    def __init__(self, container: types_pb2.Container, directory: Path) -> None:
+        """Raises `InvalidRequest`, and `PhaulError` UNSUPPORTED for a runtime whose containers do not move."""
+        name = parse_container(f"{container.runtime}:{container.id}")
+        assert name is not None
+        self.name: ContainerName = name
+        self.directory = directory
+        self._runtime = runtime_of(name)
+        self._container = container
+        self._is_made = False  # the runtime knows it
+        self._is_recovered = False
+        self._cgroups: Mapping[str, str] = {}
+
+    @classmethod
+    def from_journal(cls, known: Mapping[str, Any]) -> ContainerPlace:
+        """As `note` left it."""
+        found = cls(json_format.ParseDict(known["container"], types_pb2.Container()), Path(known["directory"]))
+        found._is_made = found._is_recovered = True
+        return found
+
+    def note(self) -> dict[str, Any]:
+        """For the journal: what a later phauld has to know to undo it."""
+        small = types_pb2.Container()
+        small.CopyFrom(self._container)
+        small.ClearField("config")
+        return {"container": json_format.MessageToDict(small), "directory": str(self.directory)}
+
+    @property
+    def rootfs(self) -> Path:
+        return self.directory / "rootfs"
+
+    async def check(self) -> None:
+        """Whether it can be here. Raises `PhaulError`."""
+        if shutil.which(self._runtime.name) is None:
+            remedy = f"apt-get install {self._runtime.name}"
+            raise PhaulError(f"{self._runtime.name} is not installed here", reason="UNSUPPORTED", remedy=remedy)
+        if record_path(self._runtime, self.name.id).parent.exists():
+            raise WorkloadExists(str(self.name))
+        hierarchies = self._hierarchies()
+        for each in self._container.mounts:
+            if each.kind == types_pb2.CONTAINER_MOUNT_KIND_CGROUP and each.source not in hierarchies:
+                raise no_hierarchy(each.source)
+            if each.kind == types_pb2.CONTAINER_MOUNT_KIND_VOLUME and not await asyncio.to_thread(
+                os.path.exists, each.source
+            ):
+                message = f"the volume {each.source}, at {each.mountpoint} in {self.name}, is not here"
+                raise PhaulError(message, reason="PREFLIGHT_FAILED", remedy="shared storage, or a copy made beforehand")
+        if self._container.links:
+            await self._check_links()
+
+    async def open(self) -> None:
+        """Make the bundle, without its files. Raises `OSError`, `InvalidRequest`."""
+        try:
+            config = json.loads(self._container.config)
+            config["root"]["path"] = "rootfs"
+        except (ValueError, KeyError, TypeError) as exc:
+            raise InvalidRequest(f"{self.name}: its config.json is none: {exc}") from exc
+        self.directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory.mkdir(mode=0o711)
+        self.rootfs.mkdir(mode=0o755)
+        (self.directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+    async def take(self, requests: AsyncIterator[remote_pb2.PutFilesRequest], first: remote_pb2.PutFilesRequest) -> int:
+        """Write what comes; the bytes of it. Raises `ImageCorrupt`, `NoRoom`, and what `create` raises."""
+        read_end, write_end = os.pipe()
+        try:
+            tar = await child.spawn(
+                [*_TAR, "--xattrs", "--xattrs-include=*", "--acls", "--directory", str(self.rootfs)], stdin=read_end
+            )
+        except BaseException:
+            os.close(write_end)
+            raise
+        finally:
+            os.close(read_end)
+        async with tar:
+            written = await self._feed(requests, first, write_end)
+            status = await tar.wait()
+        if status != 0:
+            kind = NoRoom if "No space left" in tar.stderr_tail else ImageCorrupt
+            raise kind(f"tar of {self.rootfs} ended with {status}: {tar.stderr_tail[-300:]}")
+        if not self._is_made:
+            await child.finish(self._create())
+        return written
+
+    async def _feed(
+        self, requests: AsyncIterator[remote_pb2.PutFilesRequest], first: remote_pb2.PutFilesRequest, write_end: int
+    ) -> int:
+        is_complete, written = False, 0
+        message: remote_pb2.PutFilesRequest | None = first
+        with os.fdopen(write_end, "wb", buffering=0) as pipe:
+            while message is not None:
+                for path in message.deleted:
+                    await asyncio.to_thread(self._remove, path)
+                if message.data:
+                    try:
+                        await asyncio.to_thread(_write_all, pipe, message.data)
+                    except BrokenPipeError:
+                        return written  # tar says why
+                    written += len(message.data)
+                is_complete |= message.complete
+                message = await anext(requests, None)
+        if not is_complete:
+            raise ImageCorrupt("the files of the container ended early")
+        return written
+
+    def _remove(self, path: str) -> None:
+        """A file that is gone at the source; nothing outside of the root, whatever its links say."""
+        parent, _, name = path.rpartition("/")
+        where = os.path.realpath(self.rootfs / parent)
+        if name in ("", ".", "..") or not f"{where}/".startswith(f"{self.rootfs}/"):
+            raise InvalidRequest(f"{path!r} is outside of the container")
+        target = os.path.join(where, name)
+        if os.path.isdir(target) and not os.path.islink(target):
+            shutil.rmtree(target)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(target)
+
+    async def _create(self) -> None:
+        """Let the runtime make it, and end the init that comes with it before it can be started."""
+        self._is_made = True
+        log = self.directory / "create.log"
+        argv = ["create", "--bundle", str(self.directory), self.name.id]
+        with log.open("wb") as output:
+            running = await child.spawn([*self._program(), *argv], stdout=output, stderr=output)
+            async with running:
+                try:
+                    async with asyncio.timeout(PROGRAM_SECONDS):
+                        status = await running.wait()
+                except TimeoutError:
+                    status = -1
+        if status != 0:
+            said = log.read_text(errors="replace").strip()[-500:]
+            raise PhaulError(f"{self._runtime.name} create {self.name.id}: {said or status}", reason="RESTORE_FAILED")
+        init = read_init(self._runtime, self.name)
+        self._cgroups = await asyncio.to_thread(self._cgroups_of, init.pid)
+        os.kill(init.pid, signal.SIGKILL)
+        await wait_until_gone(init.pid)
+
+    def restore_options(self, options: RestoreOptions) -> RestoreOptions:
+        """The same, for a container. Raises `PhaulError`."""
+        if not self._is_made:
+            raise PhaulError(f"the files of {self.name} have not come", reason="WRONG_PHASE")
+        externals = tuple(restore_externals(self._container, self._cgroups))
+        return dataclasses.replace(options, root=str(self.rootfs), external=(*options.external, *externals))
+
+    async def enter(self, criu_pid: int) -> None:
+        """Before a restore: criu joins the cgroups, and the root becomes a mount. Raises `OSError`, `PhaulError`."""
+        for path in set(self._cgroups.values()):
+            await asyncio.to_thread((Path(path) / "cgroup.procs").write_text, str(criu_pid))
+        await command(["mount", "--bind", str(self.rootfs), str(self.rootfs)])
+        await command(["mount", "--make-private", str(self.rootfs)])
+
+    async def leave(self) -> None:
+        """After a restore, whatever came of it: the tree has a root of its own."""
+        while await asyncio.to_thread(os.path.ismount, self.rootfs):
+            await command(["umount", "--lazy", str(self.rootfs)])
+
+    def adopt(self, pid: int) -> None:
+        """Make the runtime's record name the tree. Raises `OSError`, `ValueError`, `KeyError`."""
+        assert self._runtime.with_init is not None
+        path = record_path(self._runtime, self.name.id)
+        record = self._runtime.with_init(read_record(self._runtime, self.name.id), pid, start_ticks(pid))
+        mode = path.stat().st_mode & 0o777
+        write_json(str(path.parent), path.name, record)
+        path.chmod(mode)
+        (path.parent / STARTS_BY).unlink(missing_ok=True)  # else the runtime would take it for one that waits
+
+    async def show(self) -> None:
+        """Connect its links, and tell the neighbours. Raises `PhaulError`."""
+        for link in self._container.links:
+            bridge = ["master", link.bridge] if link.bridge else []
+            await command(["ip", "link", "set", "dev", link.outer, *bridge, "up"])
+            for address in link.addresses:
+                _announce(link, address)
+
+    async def discard(self) -> None:
+        """It never ran here: nothing of it is left. Raises `PhaulError`, `OSError`."""
+        if self._is_recovered and record_path(self._runtime, self.name.id).parent.exists() and not self._is_ours():
+            await asyncio.sleep(UNFINISHED_SECONDS)  # a `create` that an earlier phauld began may be about to end
+        if self._is_made and self._is_ours():
+            await command([*self._program(), "delete", "--force", self.name.id], PROGRAM_SECONDS)
+        await self.leave()
+        await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+
+    def _is_ours(self) -> bool:
+        """Whether the record is the one that was made here."""
+        try:
+            init = read_init(self._runtime, self.name)
+        except (OSError, ValueError, KeyError):
+            return False
+        return init.bundle == str(self.directory)
+
+    def _program(self) -> list[str]:
+        return [self._runtime.name, *self._runtime.manager(self._container.cgroup_manager or "cgroupfs")]
+
+    def _hierarchies(self) -> dict[str, Mount]:
+        mounts = parse_mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
+        return {each.hierarchy: each for each in mounts if each.kind in ("cgroup", "cgroup2")}
+
+    def _cgroups_of(self, pid: int) -> dict[str, str]:
+        """Directory of each hierarchy in which the process has a cgroup other than ours."""
+        ours, theirs = (_cgroup_names(each) for each in ("self", str(pid)))
+        hierarchies = self._hierarchies()
+        found = {}
+        for hierarchy, path in theirs.items():
+            mount = hierarchies.get(hierarchy)
+            if mount is not None and (path != ours.get(hierarchy) or self._container.cgroup_manager == "disabled"):
+                found[hierarchy] = os.path.normpath(f"{mount.point}/{os.path.relpath(path, mount.root)}")
+        return found
+
+    async def _check_links(self) -> None:
+        here = {each["ifname"] for each in await ip(["link", "show"])}
+        for link in self._container.links:
+            if link.bridge and link.bridge not in here:
+                message = f"{self.name} is connected to the bridge {link.bridge}, which this node has not"
+                remedy = f"ip link add {link.bridge} type bridge"
+                raise PhaulError(message, reason="PREFLIGHT_FAILED", remedy=remedy)
+            if link.outer in here:
+                link.outer = f"p{os.urandom(6).hex()}"[:_INTERFACE_BYTES]
+
+
+def _write_all(pipe: io.FileIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[pipe.write(view) :]
+
+
+async def check_place(place: ContainerPlace, node_name: str) -> list[types_pb2.Problem]:
+    """What stands in its way here."""
+    try:
+        await place.check()
+    except PhaulError as exc:
+        return [container_problem(str(place.name), exc, node_name)]
+    return []
+
+
+def container_problem(subject: str, error: PhaulError, node_name: str) -> types_pb2.Problem:
+    """For the preflight."""
+    return types_pb2.Problem(
+        code="container",
+        severity=types_pb2.SEVERITY_ERROR,
+        subject=subject,
+        message=error.message.removeprefix(f"{subject}: ").removeprefix(f"{subject} "),
+        remedy=error.remedy,
+        node_name=node_name,
+    )
+
+
+def _cgroup_names(process: str) -> dict[str, str]:
+    """The cgroup of a process in each hierarchy."""
+    found = {}
+    for line in Path(f"/proc/{process}/cgroup").read_text(encoding="utf-8").splitlines():
+        number, controllers, path = line.split(":", 2)
+        found["cgroup2" if number == "0" else ",".join(sorted(controllers.split(",")))] = path
+    return found
+
+
+def _announce(link: types_pb2.ContainerLink, address: str) -> None:
+    """A gratuitous ARP from the bridge, in the container's name. What fails is logged: others find out by asking."""
+    if not link.bridge or ":" in address:
+        return
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind((link.bridge, 0))
+            for frame in arp_announcements(address.partition("/")[0], bytes.fromhex(link.mac.replace(":", ""))):
+                raw.send(frame)
+    except (OSError, ValueError) as exc:
+        logger.warning("address not announced address=%s error=%s", address, exc)
