@@ -27,6 +27,7 @@ from phaul_client import commit, timeline
 from phaul_client.addresses import Address, parse_address
 from phaul_client.client import Client, RoundEnded
 from phaul_client.commit import Event, Phase
+from phaul_client.compatibility import check_peer
 from phaul_client.config import Config
 from phaul_client.containers.baggage import Baggage
 from phaul_client.containers.inspect import Found, describe
@@ -616,6 +617,8 @@ class Outgoing:
             )
         )
         self.record.destination.CopyFrom(answer.destination)
+        there = answer.destination
+        check_peer(there.node_name, there.version, there.api_features)
         self.record.problems.extend(answer.problems)
         refuse(list(answer.problems))
         choice = choose_mode(self._options, self._node, answer.destination, resident_bytes(self._target.pid))

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 import grpc
 
 from phaul.v1 import remote_pb2, remote_pb2_grpc, types_pb2
+from phaul_client.compatibility import check_peer
 from phaul_client.errors import (
     InvalidRequest,
     MigrationNotFound,
@@ -102,6 +103,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         await asyncio.gather(*(each.close() for each in tuple(self._sessions.values())))
 
     async def CheckTree(self, request: remote_pb2.CheckTreeRequest, context: Context) -> remote_pb2.CheckTreeResponse:
+        _check_source(request.source)
         problems = await check_destination(self._node, request.tree, request.source, request.options)
         if request.HasField("container"):
             problems += await check_place(self._place_for(request.container, "check"), self._node.name)
@@ -112,6 +114,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
     ) -> remote_pb2.OpenSessionResponse:
         if request.destination_node_id not in ("", self._node.node_id):
             raise PhaulError(f"this is node {self._node.name}, not the one that was asked for", reason="NODE_MISMATCH")
+        _check_source(request.source)
         known = await self._find(request.migration_id)
         if known is None and self.active >= self._terms.max_incoming:
             raise TooManyMigrations(
@@ -377,6 +380,12 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             lease_expires_at=convert.timestamp(found.lease_expires_at) if leased else None,
             error=convert.failure(found.failure) if found.failure is not None else None,
         )
+
+
+def _check_source(source: types_pb2.NodeInfo) -> None:
+    """Raises `PhaulError` PEER_INCOMPATIBLE for a node that says who it is and does not fit."""
+    if source.node_id or source.api_features:
+        check_peer(source.node_name, source.version, source.api_features)
 
 
 def _whose(found: Session) -> tuple[str, str, str]:

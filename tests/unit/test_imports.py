@@ -37,6 +37,8 @@ PURE: Final = frozenset(
         "phaul_client.containers.changes",
         "phaul_client.containers.mounts",
         "phaul_client.containers.runtimes",
+        "phaul_client.cli.visible",
+        "phaul_client.compatibility",
         "phaul_client.errors",
         "phaul_client.forecast",
         "phaul_client.hooks",

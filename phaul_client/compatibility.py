@@ -1,0 +1,25 @@
+"""Whether two phaulds of different versions fit together (pure).
+
+Each tells in its NodeInfo what it can do (`api_features`); each refuses, before anything is reserved or frozen, another
+one that lacks what it cannot do without. A change that an older phauld would misunderstand gets a feature of its own.
+What can be done without is looked for where it is used, and done without.
+"""
+
+from collections.abc import Collection
+from typing import Final
+
+from phaul_client.errors import PhaulError
+
+#: Without these of the other node nothing can move, in either direction.
+NEEDED: Final = ("commit-v1", "put-images-v1")
+
+
+def check_peer(name: str, version: str, features: Collection[str], needed: Collection[str] = NEEDED) -> None:
+    """Raises `PhaulError` PEER_INCOMPATIBLE, naming what is missing."""
+    missing = [each for each in needed if each not in features]
+    if missing:
+        raise PhaulError(
+            f"{name or 'the other node'} (phaul {version or 'of unknown version'}) does not know {', '.join(missing)}",
+            reason="PEER_INCOMPATIBLE",
+            remedy="upgrade the older of the two nodes; `phaul info` shows version and features",
+        )
