@@ -22,6 +22,7 @@ STALL_SECONDS: Final = 1.0
 LONG_SECONDS: Final = 4.0
 FULL_SECONDS: Final = 1.5
 REACH_SECONDS: Final = 15.0
+PIPE_FAULTS: Final = ("kill-source-pipe", "kill-destination-pipe")
 LATER_MS: Final = (2, 4, 6, 9)  #: between two boundaries: while a call is being served
 _TREES: Final[dict[str, dict[str, int]]] = {
     "one": {},
@@ -52,6 +53,8 @@ class Run:
             "kill-source-criu": lambda: self._kill_criu("a:dump"),
             "kill-destination-criu": lambda: self._kill_criu("b:restore"),
             "kill-page-server": lambda: self._kill_criu("b:page-server"),
+            "kill-source-pipe": lambda: self._kill_pipe("a"),
+            "kill-destination-pipe": lambda: self._kill_pipe("b"),
             "kill-cli": self._kill_cli,
             "link-cut": self._cut,
             "link-stalled": lambda: self._stall(STALL_SECONDS),
@@ -102,7 +105,7 @@ class Run:
 
     def _options(self) -> Options:
         mode = types_pb2.RESTORE_MODE_LAZY if self._point.lazy else types_pb2.RESTORE_MODE_EAGER
-        options = Options(restore_mode=mode)
+        options = Options(restore_mode=mode, checksum=self._point.fault in PIPE_FAULTS)
         options.freeze_budget.FromMilliseconds(round(self._point.freeze_budget_seconds * 1000))
         return options
 
@@ -124,6 +127,13 @@ class Run:
         if not self._point.at.startswith(key):  # else its wrapper waits for us
             await self._bench.gates.until_gone(key)
             await asyncio.sleep(0.05)
+
+    async def _kill_pipe(self, name: str) -> None:
+        node = self._bench.nodes[name]
+        (pid,) = [each.parent.name for each in (node.root / "proc").glob("[0-9]*/cmdline") if _is_pipe(each)]
+        await node.run(["kill", "-KILL", pid])
+        while _is_pipe(node.root / "proc" / pid / "cmdline"):  # noqa: ASYNC110 (it is phauld's child)
+            await asyncio.sleep(0.005)
 
     def _kill_later(self, name: str, milliseconds: int) -> Callable[[], Awaitable[None]]:
         async def kill() -> None:
@@ -184,6 +194,12 @@ class Run:
 
         await remount("ro")
         self._later.append(asyncio.create_task(undo()))
+
+
+def _is_pipe(command_line: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return b"phaul_client.pipe_process" in command_line.read_bytes()
+    return False
 
 
 async def _answered(call: Awaitable[object]) -> None:

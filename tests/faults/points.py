@@ -102,6 +102,16 @@ def _criu_kills() -> Iterator[Point]:
         yield Point(fault="kill-destination-criu", at=at, outcomes=EITHER if "pre-resume" in at else MOVED)
 
 
+def _pipe_kills() -> Iterator[Point]:
+    for node in ("source", "destination"):
+        for at in ("a>b:OpenSession:reply", "a>b:StartIter:request", "b:page-server:request", "a>b:StartIter:reply",
+                   *_at(_BEFORE, "a:dump")):  # fmt: skip
+            is_done = at == "a:dump:post-dump:notify"  # its last page was confirmed
+            yield Point(fault=f"kill-{node}-pipe", at=at, outcomes=MOVED if is_done else RESUMED)
+        for at in ("a>b:Restore:request", "b:restore:post-restore:notify", "a>b:Commit:request", "a>b:Commit:reply"):
+            yield Point(fault=f"kill-{node}-pipe", at=at, outcomes=MOVED)
+
+
 def _cli_kills() -> Iterator[Point]:
     for at in ("a>b:CheckTree:request", "a>b:StartIter:reply", "a:dump:post-dump:notify", "a>b:Restore:reply",
                "a>b:Commit:request", "a>b:Commit:reply"):  # fmt: skip
@@ -184,6 +194,7 @@ POINTS: Final = (
     *_kills(),
     *_kills_in_between(),
     *_criu_kills(),
+    *_pipe_kills(),
     *_cli_kills(),
     *_links(),
     *_calls(),
