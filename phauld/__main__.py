@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-dir", metavar="DIR", help="output of workloads, the same on all nodes (default /var/log/phaul)")
     add("--node-name", metavar="NAME", help="how people call this node (default: its host name)")
     add("--criu", metavar="PATH", help="the criu binary (default: found by itself)")
-    add("--tls-dir", metavar="DIR", help="mutual TLS for gRPC: ca.crt, node.crt, node.key, policy.toml there")
+    add("--tls-dir", metavar="DIR", help="mutual TLS: ca.crt, node.crt, node.key, policy.toml there")
     add("--insecure", action="store_const", const="true", help="listen beyond loopback though bytes travel in clear")
     add("--log-level", metavar="LEVEL", help="debug, info, warning or error (default info)")
     add("--log-format", metavar="FORMAT", help="text, or json: one object a line (default text)")

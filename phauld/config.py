@@ -50,8 +50,8 @@ class Config:
     log_dir: Path = Path("/var/log/phaul")  #: the output of workloads
     node_name: str = field(default_factory=socket.gethostname)  #: how people call this node
     criu: Path | None = None  #: the criu binary; found by itself when not given
-    tls_dir: Path | None = None  #: ca.crt, node.crt, node.key, policy.toml: mutual TLS for gRPC over TCP
-    insecure: bool = False  #: listen beyond loopback though bytes travel in clear: all without TLS, pages with it
+    tls_dir: Path | None = None  #: ca.crt, node.crt, node.key, policy.toml: mutual TLS, gRPC's and the pages'
+    insecure: bool = False  #: serve the network in clear: everything, or with TLS post-copy's pages only
     log_level: str = "info"  #: debug, info, warning or error
     log_format: str = "text"  #: text for people, or json: one object a line
     otlp_endpoint: str = ""  #: where traces are sent by OTLP over gRPC; empty: none are made
@@ -64,14 +64,11 @@ class Config:
 
     def __post_init__(self) -> None:
         host, _ = self.address
-        if not self.insecure and not _is_loopback(host):
+        if not self.insecure and not self.tls_dir and not is_loopback(host):
             raise BadSetting(
                 "listen",
-                f"{self.listen!r} reaches beyond this machine "
-                + ("with TLS for gRPC only: page streams travel in clear" if self.tls_dir else "without TLS")
-                + ("" if self.tls_dir else ": anyone there could move processes"),
-                remedy="listen on loopback, or say --insecure on a network that you trust"
-                + ("" if self.tls_dir else "; --tls-dir DIR encrypts and authorises gRPC"),
+                f"{self.listen!r} reaches beyond this machine without TLS: anyone there could move processes",
+                remedy="listen on loopback, give --tls-dir DIR, or say --insecure on a network that you trust",
             )
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise BadSetting("log_level", f"{self.log_level!r} is none of debug, info, warning, error")
@@ -96,7 +93,7 @@ class Config:
 
     def _check_http(self) -> None:
         host, _ = split_address("http_listen", self.http_listen)
-        if not self.insecure and not _is_loopback(host):
+        if not self.insecure and not is_loopback(host):
             raise BadSetting(
                 "http_listen",
                 f"{self.http_listen!r} shows beyond this machine what runs here, in clear and to anyone",
@@ -112,7 +109,7 @@ def split_address(setting: str, text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -622,12 +622,15 @@ class Outgoing:
         self.record.problems.extend(answer.problems)
         refuse(list(answer.problems))
         choice = choose_mode(self._options, self._node, answer.destination, resident_bytes(self._target.pid))
+        is_local = is_loopback(self.record.destination_address)
+        if self._node.guard is not None and not self._node.insecure and not is_local:
+            self._refuse_lazy_pages_in_clear(choice.mode)
         self._pipe = choose_pipe(
             checksum=self._options.checksum,
             compression=self._options.compression,
             tls=self._node.guard is not None,
-            clear_is_allowed=self._node.insecure,
-            is_loopback=is_loopback(self.record.destination_address),
+            clear_is_allowed=self._node.insecure or is_local,
+            is_loopback=is_local,
             peer_features=frozenset(answer.destination.api_features),
         )
         self.record.page_stream = self._pipe.text
@@ -638,6 +641,12 @@ class Outgoing:
         if self._options.throttle and choice.mode in WITH_ROUNDS:
             self._check_throttle()
         return choice
+
+    def _refuse_lazy_pages_in_clear(self, mode: Mode) -> None:
+        """The relays of post-copy have no TLS. Raises `PreflightRefused`."""
+        if mode in (Mode.POST_COPY, Mode.HYBRID):
+            remedy = "--mode pre-copy or stop-copy, or insecure = true on both nodes"
+            raise PreflightRefused((f"{mode}: its pages would travel in clear",), reason="UNSUPPORTED", remedy=remedy)
 
     def _check_throttle(self) -> None:
         try:

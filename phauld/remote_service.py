@@ -58,6 +58,7 @@ class Terms:
     log_dir: Path
     lease_seconds: float
     max_incoming: int
+    clear_pages: bool  #: pages may come without TLS though gRPC has it
 
 
 class RemoteService(remote_pb2_grpc.RemoteServicer):
@@ -144,6 +145,9 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
     ) -> remote_pb2.OpenStreamResponse:
         if request.kind != types_pb2.STREAM_KIND_LAZY_PAGES:
             raise InvalidRequest("only streams of lazy pages can be opened later")
+        if CALLER.get() and not self._terms.clear_pages:
+            remedy = "--mode pre-copy or stop-copy, or insecure = true on both nodes"
+            raise PhaulError("the pages of post-copy would travel in clear", reason="PEER_INCOMPATIBLE", remedy=remedy)
         found = await self._get(request.migration_id)
         return remote_pb2.OpenStreamResponse(data_port=self._data_port.port, data_token=found.open_stream())
 
@@ -281,7 +285,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         wants_tls = request.HasField("page_pipe") and request.page_pipe.tls
         if wants_tls and (guard is None or not owner):
             raise PhaulError("this phauld has no TLS", reason="PEER_INCOMPATIBLE", remedy="--tls-dir on both nodes")
-        if owner and not wants_tls and not self._node.insecure:
+        if owner and not wants_tls and not self._terms.clear_pages:
             remedy = "a newer phauld at the source, or --insecure on both nodes until then"
             raise PhaulError("pages would travel in clear", reason="PEER_INCOMPATIBLE", remedy=remedy)
         if not request.HasField("page_pipe"):

@@ -24,7 +24,7 @@ from phaul_client.hook_calls import HookSettings
 from phaul_client.tls import Tls
 from phaul_criu.criu import Criu
 from phaul_criu.install import find_binary
-from phauld.config import Config
+from phauld.config import Config, is_loopback
 from phauld.dataport import DataPort
 from phauld.guard import Guard
 from phauld.interceptor import ErrorInterceptor
@@ -110,6 +110,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
         log_dir=config.log_dir,
         lease_seconds=config.lease_seconds,
         max_incoming=config.max_incoming,
+        clear_pages=config.insecure or is_loopback(config.address[0]),
     )
     metrics = _metrics(config, node)
     tracing = _tracing(config, node)

@@ -103,6 +103,8 @@ def migration_json(migration: Migration) -> dict[str, Any]:
         "total_ms": fields["total_ms"],
         "bytes": migration.bytes_sent,
         "bytes_total": migration.bytes_total,
+        "page_stream": migration.page_stream,
+        "wire_bytes": migration.wire_bytes,
         "rounds": fields["rounds"],
         "rounds_reason": migration.rounds_reason,
         "workload": migration.workload,

@@ -16,6 +16,10 @@ from phaul_client.cli.units import format_bytes, format_rate, format_seconds
 from phaul_client.cli.visible import visible
 
 SHORTEST_ID: Final = 8
+#: Bytes on the network are told when they are fewer than this share of the pages.
+SMALLER: Final = 0.9
+#: In `Migration.page_stream`: there is something to say.
+PIPED: Final = "checksums"
 COMMAND_WIDTH: Final = 60
 
 _PHASES: Final = types_pb2.DESCRIPTOR.enum_types_by_name["MigrationPhase"]
@@ -204,8 +208,10 @@ def _measured(migration: Migration) -> list[tuple[str, str]]:
     if migration.HasField("expected_pause"):
         expected = duration(migration.expected_pause)
         pause = f"{pause} (expected {expected})" if pause else f"expected {expected}"
+    fewer = 0 < migration.wire_bytes < SMALLER * migration.bytes_sent
+    wire = f" ({format_bytes(migration.wire_bytes)} on the network)" if fewer else ""
     sent = (
-        f", {format_bytes(migration.bytes_sent)} in {plural(len(migration.rounds), 'round')}"
+        f", {format_bytes(migration.bytes_sent)}{wire} in {plural(len(migration.rounds), 'round')}"
         if migration.rounds
         else ""
     )
@@ -217,6 +223,7 @@ def _measured(migration: Migration) -> list[tuple[str, str]]:
             "restore",
             _with_reason(enum_word(_RESTORE_MODES, migration.restore_mode) or "-", migration.restore_mode_reason),
         ),
+        ("pages", migration.page_stream if PIPED in migration.page_stream else ""),
         ("id", migration.migration_id),
     ]
 

@@ -92,7 +92,7 @@ async def destination(directory: Path, **terms: Any) -> AsyncIterator[Destinatio
     workloads = Workloads(directory / "workloads", directory / "log")
     data_port = DataPort()
     await data_port.start("127.0.0.1", 0)
-    granted = {"memory_dir": None, "lease_seconds": 30.0, "max_incoming": 2, **terms}
+    granted = {"memory_dir": None, "lease_seconds": 30.0, "max_incoming": 2, "clear_pages": True, **terms}
     granted |= {"images_dir": directory / "images", "log_dir": directory / "log"}
     service = RemoteService(node, Terms(**granted), workloads, data_port, journal)
     await service.recover()

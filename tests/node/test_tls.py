@@ -1,14 +1,16 @@
 """gRPC over mutual TLS between real daemons: who gets in, reload without a restart, a move."""
 
+import asyncio
 import os
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from phaul_client.certs import issue, make_ca
-from tests.nodes import PROGRAMS, Completed, Nodes, two_nodes
+from tests.nodes import PROGRAMS, Completed, Nodes, two_nodes, until
 
 pytestmark = pytest.mark.criu
 
@@ -29,7 +31,7 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
         issue(tmp_path / "ca", "admin", tmp_path / "expired", days=-1)
         for node, peer in ((nodes.a, nodes.b), (nodes.b, nodes.a)):
             (tmp_path / node.name / "policy.toml").write_text(POLICY.format(peer=peer.name, address=peer.address))
-            await node.start_phauld(tls_dir=tmp_path / node.name)
+            await node.start_phauld(tls_dir=tmp_path / node.name, insecure=False)
         yield nodes
 
 
@@ -78,3 +80,61 @@ async def test_a_destination_that_the_policy_does_not_know(nodes: Nodes, tmp_pat
     assert moved.returncode != 0
     assert "policy" in moved.stderr
     assert "sleeper" in (await nodes.a.phaul("ps", check=True)).stdout
+
+
+_MARK = b"a page that nobody else shall read"
+_VICTIM = f"data = [{_MARK!r} * 100_000 for _ in range(8)]\nimport time\nwhile True:\n    time.sleep(0.05)\n"
+_SNIFF = """
+import socket, sys
+sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+sniffer.setsockopt(socket.SOL_SOCKET, 33, 256 << 20)  # SO_RCVBUFFORCE
+print("sniffs", flush=True)
+sniffer.settimeout(0.5)
+with open(sys.argv[1], "wb") as file:
+    while True:
+        try:
+            file.write(sniffer.recv(1 << 17))
+        except TimeoutError:
+            file.flush()
+"""
+
+
+async def moved_bytes(nodes: Nodes, tmp_path: Path, *options: str) -> tuple[dict[str, object], bytes]:
+    """Move a program with memory that is known; the report, and all that was seen on the network meanwhile."""
+    await nodes.a.phaul("run", "--name", "victim", "--", sys.executable, "-c", _VICTIM, check=True)
+    seen = tmp_path / "seen"
+    sniffer = await nodes.a.start([sys.executable, "-c", _SNIFF, seen])
+    await until(lambda: seen.exists(), 10)
+    report = (
+        await nodes.a.phaul("migrate", "victim", "--to", nodes.b.address, "--json", *options, check=True)
+    ).events()
+    size = -1
+    while size != seen.stat().st_size:
+        size = seen.stat().st_size
+        await asyncio.sleep(1)
+    await sniffer.stop(9)
+    return report[-1], seen.read_bytes()
+
+
+async def test_pages_are_not_seen_on_the_network(nodes: Nodes, tmp_path: Path) -> None:
+    report, seen = await moved_bytes(nodes, tmp_path)
+    assert "TLS" in str(report["page_stream"])
+    assert len(seen) > 20 * len(_MARK) * 10_000  # it was looked at
+    assert seen.count(_MARK) == 0
+
+
+async def test_without_tls_they_are(tmp_path: Path) -> None:
+    """So that the test above is one."""
+    async with two_nodes(tmp_path / "nodes") as nodes:
+        for node in (nodes.a, nodes.b):
+            await node.start_phauld()
+        report, seen = await moved_bytes(nodes, tmp_path)
+        assert "TLS" not in str(report["page_stream"])
+        assert seen.count(_MARK) > 1000
+
+
+async def test_post_copy_is_refused_while_its_pages_have_no_tls(nodes: Nodes) -> None:
+    await nodes.a.phaul("run", "--name", "sleeper", "--", "sleep", "1000", check=True)
+    moved = await nodes.a.phaul("migrate", "sleeper", "--to", nodes.b.address, "--mode", "post-copy")
+    assert moved.returncode != 0
+    assert "in clear" in moved.stderr

@@ -144,6 +144,14 @@ def test_beyond_loopback_with_consent(listen: str, address: tuple[str, int]) -> 
     assert load_config(None, NO_ENVIRONMENT, {"listen": listen, "insecure": "yes"}).address == address
 
 
+def test_beyond_loopback_with_tls_or_not_at_all() -> None:
+    found = load_config(None, NO_ENVIRONMENT, {"listen": "0.0.0.0:7707", "tls_dir": "/etc/phaul/tls"})
+    assert not found.insecure
+    with pytest.raises(InvalidRequest, match="without TLS") as refused:
+        load_config(None, NO_ENVIRONMENT, {"listen": "0.0.0.0:7707"})
+    assert "--tls-dir" in refused.value.remedy
+
+
 def test_the_page_is_not_shown_to_the_network_unless_that_was_said() -> None:
     with pytest.raises(InvalidRequest, match="shows beyond this machine"):
         load_config(None, NO_ENVIRONMENT, {"http_listen": "0.0.0.0:7709"})
