@@ -5,9 +5,11 @@ The invariant: what does not become smaller travels as it is, and a frame never 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from phaul_client.compression_policy import CodecChooser
 from phaul_client.errors import ImageCorrupt
 from phaul_client.page_frames import Codec
 
@@ -18,42 +20,55 @@ ZSTD_LEVEL: Final = 1
 MOST_LEFT: Final = 0.97
 
 Content = memoryview | bytes
-Compress = Callable[[Content], tuple[Codec, Content]]
 
 
-def compressor(compression: str) -> Compress:
+def compressor(compression: str) -> Compressor:
     """By a word of `pipe_choice.Compression`."""
-    return Compressor(Codec.NONE if compression == "off" else Codec[compression.upper()])
+    if compression == "auto":
+        return Compressor(CodecChooser())
+    return Compressor(CodecChooser((Codec.NONE if compression == "off" else Codec[compression.upper()],)))
 
 
 class Compressor:
-    """Compresses with one codec what is worth it."""
+    """Compresses what is worth it, with the codec that the chooser names. One thread calls it."""
 
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-        self._pack: Callable[[Content], bytes] | None = _packers(codec)
+    def __init__(self, chooser: CodecChooser) -> None:
+        self._chooser = chooser
+        self._packers: dict[Codec, Callable[[Content], bytes]] = {}
+        self._packing_seconds = 0.0
 
     def __call__(self, content: Content) -> tuple[Codec, Content]:
-        if self._pack is None or len(content) < LEAST_BYTES:
+        codec = self._chooser.codec
+        if codec is Codec.NONE or len(content) < LEAST_BYTES:
+            self._packing_seconds = 0.0
             return Codec.NONE, content
-        packed = self._pack(content)
+        if codec not in self._packers:
+            self._packers[codec] = _packer(codec)
+        started = time.monotonic()
+        packed = self._packers[codec](content)
+        self._packing_seconds = time.monotonic() - started
         if len(packed) > len(content) * MOST_LEFT:
             return Codec.NONE, content
-        return self._codec, packed
+        return codec, packed
+
+    def sent(self, raw_bytes: int, *, seconds: float, waited_seconds: float) -> None:
+        """The last content has left; packing and sending took so long together."""
+        self._chooser.sent(
+            raw_bytes,
+            packing_seconds=self._packing_seconds,
+            sending_seconds=max(0.0, seconds - self._packing_seconds),
+            waited_seconds=waited_seconds,
+        )
 
 
-def _packers(codec: Codec) -> Callable[[Content], bytes] | None:
-    match codec:
-        case Codec.LZ4:
-            import lz4.block
+def _packer(codec: Codec) -> Callable[[Content], bytes]:
+    if codec is Codec.LZ4:
+        import lz4.block
 
-            return lambda content: bytes(lz4.block.compress(content, store_size=False))
-        case Codec.ZSTD:
-            import zstandard
+        return lambda content: bytes(lz4.block.compress(content, store_size=False))
+    import zstandard
 
-            return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress
-        case Codec.NONE:
-            return None
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress
 
 
 _unpackers: dict[Codec, Callable[[Content, int], bytes]] = {}

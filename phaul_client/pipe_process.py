@@ -90,8 +90,12 @@ class Pipe:
 
     def _carry_out(self) -> None:
         buffer = memoryview(bytearray(FRAME_BYTES))
+        ready = time.monotonic()
         while count := self._take(buffer):
+            started = time.monotonic()
             self._send(Kind.DATA, buffer[:count])
+            waited, ready = started - ready, time.monotonic()
+            self._compress.sent(count, seconds=ready - started, waited_seconds=waited)
         self._send(Kind.END, b"")
 
     def _take(self, buffer: memoryview) -> int:

@@ -45,7 +45,9 @@ VARIANTS: Final[dict[str, tuple[str, ...]]] = {
     "checksums": ("--checksum",),
     "lz4": ("--compression", "lz4"),
     "zstd": ("--compression", "zstd"),
+    "auto": ("--compression", "auto"),
     "TLS": (),
+    "TLS, auto": ("--compression", "auto"),
 }
 BY_HAND: Final = "by hand"
 LINKS: Final = {"veth": (), "1 Gbit/s": ("--bandwidth", "1Gbit"), "10 Gbit/s": ("--bandwidth", "10Gbit")}
@@ -71,7 +73,7 @@ async def test_pages(
     link: str, pairs: dict[bool, Nodes], tmp_path: Path, json_report: dict[str, Any], quick: bool
 ) -> None:
     """Each variant, in turn, the order turned each time."""
-    mib = 256 if quick or link == "1 Gbit/s" else 1024
+    mib = 256 if quick or link == "1 Gbit/s" else 512
     variants = [*([BY_HAND] if link == "veth" else []), *VARIANTS]
     speeds: dict[str, list[float]] = {name: [] for name in variants}
     wire: dict[str, float] = {}

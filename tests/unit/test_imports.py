@@ -39,6 +39,7 @@ PURE: Final = frozenset(
         "phaul_client.containers.runtimes",
         "phaul_client.cli.visible",
         "phaul_client.compatibility",
+        "phaul_client.compression_policy",
         "phaul_client.errors",
         "phaul_client.forecast",
         "phaul_client.hooks",

@@ -1,0 +1,91 @@
+"""When a page pipe is in the way, and when a peer that has none is refused."""
+
+from typing import Any
+
+import pytest
+
+from phaul_client.errors import PhaulError
+from phaul_client.pipe_choice import (
+    API_FEATURE,
+    CHECKSUMS_BY_DEFAULT,
+    Compression,
+    PipeChoice,
+    choose_pipe,
+    is_loopback,
+)
+
+ABLE = frozenset({API_FEATURE})
+OLD: frozenset[str] = frozenset()
+
+
+def choose(**changed: Any) -> PipeChoice:
+    values = {
+        "checksum": None,
+        "compression": None,
+        "tls": False,
+        "clear_is_allowed": True,
+        "is_loopback": True,
+        "peer_features": ABLE,
+    }
+    return choose_pipe(**{**values, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({}, ""),
+        ({"checksum": False}, ""),
+        ({"checksum": False, "is_loopback": False}, ""),
+        ({"is_loopback": False}, "checksums" if CHECKSUMS_BY_DEFAULT else ""),
+        ({"compression": Compression.OFF}, ""),
+        ({"checksum": True}, "checksums"),
+        ({"compression": Compression.LZ4}, "checksums, lz4"),
+        ({"compression": Compression.AUTO, "checksum": False}, "checksums, auto"),
+        ({"tls": True, "checksum": False}, "checksums, TLS"),
+        ({"tls": True, "compression": Compression.ZSTD}, "checksums, TLS, zstd"),
+    ],
+)
+def test_a_pipe_only_where_it_has_something_to_do(changed: dict[str, Any], text: str) -> None:
+    choice = choose(**changed)
+    assert choice.uses_pipe is bool(text)
+    assert choice.text == (text or "as criu sends them")
+    assert choice.tls is bool(changed.get("tls"))
+
+
+@pytest.mark.parametrize("is_loopback", [True, False])
+def test_an_older_peer_gets_pages_as_before(is_loopback: bool) -> None:
+    assert not choose(peer_features=OLD, is_loopback=is_loopback).uses_pipe
+    assert not choose(peer_features=OLD, is_loopback=is_loopback, checksum=False).uses_pipe
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"checksum": True}, "UNSUPPORTED"),
+        ({"compression": Compression.AUTO}, "UNSUPPORTED"),
+        ({"tls": True, "clear_is_allowed": False}, "PEER_INCOMPATIBLE"),
+    ],
+)
+def test_an_older_peer_is_refused_what_it_cannot_do(changed: dict[str, Any], reason: str) -> None:
+    with pytest.raises(PhaulError) as refused:
+        choose(peer_features=OLD, **changed)
+    assert refused.value.reason == reason
+    assert refused.value.remedy
+
+
+def test_pages_in_clear_to_an_older_peer_need_consent() -> None:
+    assert not choose(peer_features=OLD, tls=True).tls
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:7707", True),
+        ("[::1]:7707", True),
+        ("localhost:7707", True),
+        ("10.0.0.2:7707", False),
+        ("node-b:7707", False),
+    ],
+)
+def test_loopback(address: str, expected: bool) -> None:
+    assert is_loopback(address) is expected
