@@ -74,7 +74,7 @@ class Coordinator:
         self._transitions = commit.TRANSITIONS
         self._patience = FIRST_PATIENCE_SECONDS
         self._doubt_since = 0.0
-        self._has_expired = False  # the doubt, while the policy was asked
+        self._has_expired = doubt.has_expired  # if not, it is held for another cause, of which the policy does not speak
         self._resolution = Resolution()
         self._abort: asyncio.Task[None] | None = None
         self._tree: Tree | None = None
@@ -294,6 +294,7 @@ class Coordinator:
         if (is_held and not self._has_expired) or time.monotonic() - self._doubt_since < self._doubt.seconds:
             return Event.NO_ANSWER
         self._has_expired = True
+        self._journal.note(doubt_expired=True)
         if self._doubt.event is not None:
             self._resolution.give(self._doubt.event, "the policy")
         return Event.NO_ANSWER if is_held else Event.DOUBT_EXPIRED

@@ -32,6 +32,7 @@ class Doubt:
 
     seconds: float = 60.0  #: how long to ask before the doubt is an operator's
     event: Event | None = None  #: what the policy says then; `None` holds
+    has_expired: bool = False  #: before phauld was started anew, which then may not have acted on it
 
 
 class Speaker(Enum):
@@ -43,7 +44,7 @@ class Speaker(Enum):
 
 
 class Resolution:
-    """The place where somebody may speak for the destination: opened by the first question that has no answer."""
+    """The place where somebody may speak for the destination: open from the first question to it on."""
 
     def __init__(self) -> None:
         self._word: asyncio.Future[Event] | None = None
@@ -77,10 +78,10 @@ class Resolution:
         Once something was said, the question is waited for no longer than `LAST_WORD_SECONDS`.
         """
         asked = asyncio.create_task(question)
-        word = self._word
+        word = self.open()
         try:
-            await asyncio.wait({asked} if word is None else {asked, word}, return_when=asyncio.FIRST_COMPLETED)
-            if word is None or not word.done():
+            await asyncio.wait({asked, word}, return_when=asyncio.FIRST_COMPLETED)
+            if not word.done():
                 return await asked, Speaker.DESTINATION
             left_seconds = self._given_at + LAST_WORD_SECONDS - time.monotonic()
             await asyncio.wait({asked}, timeout=max(0.0, left_seconds))

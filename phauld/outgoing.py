@@ -567,7 +567,7 @@ class Outgoing:
                 self._journal,
                 phase=entry.phase,
                 tree=tree,
-                doubt=self._doubt(),
+                doubt=self._doubt(entry.detail),
                 on_phase=self._on_phase,
                 clean_up=self._clean_up,
             )
@@ -580,14 +580,18 @@ class Outgoing:
             tree=tree,
             relay=self._relay,
             criu=entry.detail["criu"],
-            doubt=self._doubt(),
+            doubt=self._doubt(entry.detail),
             on_progress=self._on_progress,
             on_phase=self._on_phase,
             clean_up=self._clean_up,
         )
 
-    def _doubt(self) -> Doubt:
-        return Doubt(seconds=self._options.in_doubt_seconds, event=self._options.doubt_event)
+    def _doubt(self, detail: Mapping[str, Any] | None = None) -> Doubt:
+        return Doubt(
+            seconds=self._options.in_doubt_seconds,
+            event=self._options.doubt_event,
+            has_expired=bool(detail and detail.get("doubt_expired")),
+        )
 
     def _on_phase(self, phase: Phase) -> None:
         self.record.in_doubt = phase in commit.IN_DOUBT

@@ -429,7 +429,7 @@ async def test_an_operator_decides(move: Move, event: Event, criu_dies: bool) ->
         assert move.local.phase is Phase.DONE
 
 
-@pytest.mark.parametrize("name", ["commit", "get_session"])
+@pytest.mark.parametrize("name", ["first commit", "commit", "get_session"])
 @pytest.mark.parametrize("event", [Event.RESOLVED_RESUME, Event.RESOLVED_KILL])
 async def test_an_operator_need_not_wait_for_a_node_that_is_silent(move: Move, event: Event, name: str) -> None:
     silence = asyncio.Event()
@@ -438,7 +438,9 @@ async def test_an_operator_need_not_wait_for_a_node_that_is_silent(move: Move, e
         silence.set()
         await for_ever()
 
-    if name == "commit":  # the answer is lost, then it says that it is prepared, then nothing any more
+    if name == "first commit":
+        move.script(commit=[Act(before=silent)])
+    elif name == "commit":  # the answer is lost, then it says that it is prepared, then nothing any more
         move.script(commit=[Act(before=unavailable()), Act(before=silent)], get_session=[Act()])
     else:
         move.script(commit=[Act(before=unavailable())], get_session=[Act(before=silent)])
@@ -508,6 +510,7 @@ async def test_the_policy_decides_when_nobody_answers(move: Move, event: Event) 
         await move.run()
         assert move.tree.is_gone
     assert Phase.HELD in move.journal.phases
+    assert move.journal.noted["doubt_expired"]  # for a phauld that is started before it is acted on
 
 
 @pytest.mark.parametrize("runs_there", [True, False])
@@ -698,6 +701,25 @@ async def test_a_recovery_commits_a_tree_that_is_stopped(move: Move) -> None:
         assert await recovery.run() is Phase.DONE
     assert move.remote.ever_ran
     assert move.tree.is_gone
+
+
+@pytest.mark.parametrize("has_expired", [True, False])
+async def test_a_policy_that_was_not_acted_on_is_asked_again_by_the_next_phauld(move: Move, has_expired: bool) -> None:
+    """But a tree that is held for another cause, such as a destination that lost its journal, is an operator's."""
+    held = ProcessTree.below(move.tree.root)
+    held.stop(frozenset())
+    move.script(get_session=[Act(before=unavailable())], abort=[Act(before=unavailable())])
+    doubt = Doubt(seconds=0.1, event=Event.RESOLVED_RESUME, has_expired=has_expired)
+    recovery = coordinator.Recovery("move", move.remote, move.journal, phase=Phase.HELD, tree=held, doubt=doubt)
+    run = asyncio.create_task(recovery.run())
+    if not has_expired:
+        await move.until(lambda: move.remote.calls.count("get_session") > 3)
+        assert move.tree.is_stopped
+        assert recovery.resolve(Event.RESOLVED_RESUME)
+    async with asyncio.timeout(10):
+        assert await run is Phase.ROLLED_BACK
+    assert recovery.spoken_for == ("the policy" if has_expired else "an operator")
+    assert move.tree.runs
 
 
 async def test_a_journal_that_cannot_be_written_after_the_commit_keeps_the_tree_stopped(move: Move) -> None:
