@@ -74,7 +74,7 @@ class Coordinator:
         self._transitions = commit.TRANSITIONS
         self._patience = FIRST_PATIENCE_SECONDS
         self._doubt_since = 0.0
-        self._has_expired = doubt.has_expired  # if not, it is held for another cause, of which the policy does not speak
+        self._has_expired = doubt.has_expired  # if not, it is held for a cause of which the policy does not speak
         self._resolution = Resolution()
         self._abort: asyncio.Task[None] | None = None
         self._tree: Tree | None = None
