@@ -88,6 +88,11 @@ class LazyPages:
         if returncode != 0:
             raise self._failure()
 
+    async def check(self) -> None:
+        """Raises LazyPagesFailed if the child has failed already, or is about to."""
+        if self._child.has_ended():
+            await self.wait()
+
     async def aclose(self) -> None:
         """Kill the child if it still runs. On return it has been reaped."""
         await self._child.aclose()

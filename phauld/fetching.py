@@ -82,6 +82,11 @@ class Fetching:
         """The tree is complete: from now on a page that does not come is waited for, whatever becomes of criu."""
         await self.relay.hold()
 
+    def check(self) -> None:
+        """Raises `LazyPagesFailed` if criu has failed already."""
+        if self.is_filling and (status := self.relay.exit_status):
+            raise LazyPagesFailed("lazy-pages", f"ended with {status}")
+
     async def wait(self, root: Mapping[str, Any]) -> None:
         """Wait for every page. Raises `LazyPagesFailed`: pages are lost, and the tree was killed."""
         if self._watch is None:

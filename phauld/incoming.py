@@ -29,7 +29,7 @@ from phaul_client.movers import Addresses, find
 from phaul_client.tree import identity, is_alive, wait_until_gone
 from phaul_criu.child import Child, finish
 from phaul_criu.criu import Criu
-from phaul_criu.errors import CriuError
+from phaul_criu.errors import CriuError, LazyPagesFailed
 from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.requests import RestoreOptions
 from phaul_criu.swrk import Notification, Swrk
@@ -373,11 +373,26 @@ class Session:
 
     async def commit(self) -> None:
         """Let the tree run, and see it run. Raises `PhaseError` if it never ran and never will."""
+        await self._abort_if_pages_are_lost()
         await self.fire(Event.COMMIT)
         await self._wait_for_change(Phase.COMMITTING)
         if self._phase is not Phase.RUNNING:
             raise PhaseError(self._phase, "COMMIT")
         self._mark("journal: running")
+
+    async def _abort_if_pages_are_lost(self) -> None:
+        """Who fills the tree may have died since it was prepared; then the source is where it must run on."""
+        if self._phase is not Phase.PREPARED:
+            return
+        try:
+            if self._fetching is not None:
+                self._fetching.check()
+            elif self._lazy is not None:
+                await self._lazy.check()
+        except CriuError as exc:
+            self.failure = exc
+            with contextlib.suppress(PhaseError):  # it came to an end meanwhile
+                await self.fire(Event.TREE_LOST)
 
     def take_marks(self) -> list[tuple[str, float]]:
         """The steps since they were taken last, each named at its end, on the monotonic clock."""
@@ -581,12 +596,20 @@ class Session:
             if self.is_filling and self._fetching is not None:
                 await self._fetching.hold()
             elif self._lazy is not None:
-                self._held = await asyncio.to_thread(Held.of, self._lazy.pid)
+                self._held = await self._hold_pages(self._lazy)
             self._post(Event.TREE_HELD)
             await self._released
         elif notification.name == "post-resume":
             self._mark("criu lets it go")
             self._post(Event.TREE_RUNS)
+
+    async def _hold_pages(self, lazy: LazyPages) -> Held:
+        """Raises `LazyPagesFailed` if it has ended: pages that nobody had asked for are missing."""
+        try:
+            return await asyncio.to_thread(Held.of, lazy.pid)
+        except OSError as exc:
+            await lazy.check()
+            raise LazyPagesFailed("lazy-pages", f"the memory of the tree cannot be watched: {exc}") from exc
 
     async def _look_at_tree(self) -> None:
         """The shim decides: it outlived phauld, and it looks at the tree once criu is gone."""

@@ -97,13 +97,9 @@ class Relay:
         with sock:
             await self._command({"do": "link"}, (sock.fileno(),))
 
-    async def start(self, argv: list[str], *, is_local: bool = False, page_source: socket.socket | None = None) -> None:
-        """At a destination: start `criu lazy-pages` and wait until it listens. Raises `OSError` if it does not.
-
-        Its pages come over the link; if `is_local`, from `page_source`, or else from the images.
-        """
-        descriptors = () if page_source is None else (page_source.fileno(),)
-        await self._command({"do": "start", "argv": argv, "local": is_local}, descriptors, START_SECONDS)
+    async def start(self, argv: list[str]) -> None:
+        """At a destination: start `criu lazy-pages` and wait until it listens. Raises `OSError` if it does not."""
+        await self._command({"do": "start", "argv": argv}, (), START_SECONDS)
 
     async def hold(self) -> None:
         """At a destination: see that tasks wait for missing pages even if `criu lazy-pages` dies.

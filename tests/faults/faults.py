@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,8 @@ from tests.daemon import IMAGES_DIR, STATE_DIR
 from tests.faults.bench import MEMORY_DIR, Bench, Judgement, Victim
 from tests.faults.gates import Verdict
 from tests.faults.points import Point
-from tests.nodes import Process
+from tests.inventory import processes
+from tests.nodes import Node, Process
 
 CUT_SECONDS: Final = 1.0
 STALL_SECONDS: Final = 1.0
@@ -63,6 +65,7 @@ class Run:
             "lose-all": self._lose,
             "repeat": self._repeat,
             "wait-5-seconds": lambda: asyncio.sleep(5),
+            "kill-lazy-pages": self._kill_lazy_pages,
             "cancel": self._cancel,
             "destination-images-full": lambda: self._fill("b", IMAGES_DIR, MEMORY_DIR),
             "source-images-full": lambda: self._fill("a", IMAGES_DIR, MEMORY_DIR),
@@ -181,6 +184,9 @@ class Run:
 
         self._afterwards(FULL_SECONDS, undo)
 
+    async def _kill_lazy_pages(self) -> None:
+        kill_lazy_pages(self._bench.nodes["b"])
+
     async def _make_read_only(self, name: str, *directories: Path) -> None:
         node = self._bench.nodes[name]
 
@@ -200,6 +206,14 @@ def _is_pipe(command_line: Path) -> bool:
     with contextlib.suppress(OSError):
         return b"phaul_client.pipe_process" in command_line.read_bytes()
     return False
+
+
+def kill_lazy_pages(node: Node) -> None:
+    """SIGKILL the `criu lazy-pages` of a node."""
+    (pid,) = [pid for pid, words in processes(node) if "lazy-pages -D" in words and "python" not in words]
+    process = os.open(node.root / f"proc/{pid}", os.O_DIRECTORY)  # the pid is the node's own; a descriptor finds it
+    signal.pidfd_send_signal(process, signal.SIGKILL)
+    os.close(process)
 
 
 async def _answered(call: Awaitable[object]) -> None:

@@ -100,6 +100,8 @@ def _criu_kills() -> Iterator[Point]:
         yield Point(fault="kill-destination-criu", at=at, outcomes=RESUMED)
     for at in ("b:restore:pre-resume:notify", "b:restore:post-resume:notify"):
         yield Point(fault="kill-destination-criu", at=at, outcomes=EITHER if "pre-resume" in at else MOVED)
+    for at in ("b:restore:post-restore:notify", "a>b:Restore:reply", "a>b:Commit:request"):
+        yield Point(fault="kill-lazy-pages", at=at, outcomes=RESUMED, lazy=True)
 
 
 def _pipe_kills() -> Iterator[Point]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from tests.faults.faults import kill_lazy_pages
 from tests.faults.gates import CriuGate, Gates
 from tests.inventory import processes
 from tests.node.checksummed import run_checksummed
@@ -31,7 +30,7 @@ async def test_killed_in_the_middle(nodes: Nodes, tmp_path: Path) -> None:
         await run_checksummed(a, MIB, done)
 
         async def kill() -> None:  # committed, and nothing is filled yet but what somebody asked for
-            _kill_lazy_pages(b)
+            kill_lazy_pages(b)
 
         gates.plan("b:restore:pre-resume:notify", kill)
         migrating = await a.phaul("migrate", "victim", "--to", b.address, "--restore", "lazy", "--json", check=True)
@@ -54,10 +53,3 @@ async def _ends_with_a_word(b: Node, report: dict[str, Any], done: Path) -> None
     async with asyncio.timeout(10):
         while list((b.root / "dev/shm/phaul").glob(f"in-{report['migration_id']}")):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-
-
-def _kill_lazy_pages(node: Node) -> None:
-    (pid,) = [pid for pid, words in processes(node) if "lazy-pages -D" in words and "python" not in words]
-    process = os.open(node.root / f"proc/{pid}", os.O_DIRECTORY)  # the pid is the node's own; a descriptor finds it
-    signal.pidfd_send_signal(process, signal.SIGKILL)
-    os.close(process)
