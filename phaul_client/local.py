@@ -25,6 +25,7 @@ from phaul_client.images import open_directory, relative_parent
 from phaul_client.pieces import carried_pieces, image_pieces
 from phaul_client.remote import GrpcRemote
 from phaul_client.status import reason_of, remedy_of
+from phaul_client.syncing import FileSync
 from phaul_client.timeline import Step, aligned
 from phaul_client.tree import Tree, identity, is_alive, stopped_pids
 from phaul_criu.child import finish
@@ -125,6 +126,7 @@ class CriuLocal(Coordinator):
         self._task: asyncio.Task[object] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._image_files = 0
+        self.files: FileSync | None = None  #: directories that move along
         self.pause_seconds: float | None = None
         self.dump_stats: DumpStats | None = None
         self.image_bytes = 0
@@ -158,6 +160,21 @@ class CriuLocal(Coordinator):
         if self._settings.baggage is not None:
             await self._settings.baggage.first()
 
+    async def copy_files(self) -> None:
+        """Make the directories that move along the same there, while the tree runs. Raises `PhaulError`."""
+        if self.files is not None:
+            await self.files.copy()
+
+    async def prepare_files(self) -> None:
+        """The same for what changed since; the last pass is ready then. Raises `PhaulError`."""
+        if self.files is not None:
+            await self.files.prepare()
+
+    def freeze_files(self) -> None:
+        """The tree stands still: the last pass goes on beside the dump."""
+        if self.files is not None:
+            self.files.freeze()
+
     async def dump_copy_restore(self, criu: Criu, config: Config, last_client_images_path: Path | None) -> None:
         """See `Local`. Raises `RolledBack` or `MigrationCancelled` (the tree runs on here)."""
         self._config = config
@@ -166,6 +183,7 @@ class CriuLocal(Coordinator):
         self._directory.mkdir(mode=0o700)
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            await self.prepare_files()
             options = dataclasses.replace(
                 self._settings.dump,
                 images_dir_fd=descriptor,
@@ -222,6 +240,7 @@ class CriuLocal(Coordinator):
             case "query-ext-files":
                 assert self._config is not None
                 uncork(self._config.memfd)
+                self.freeze_files()  # criu asks this once it holds every task
             case "post-dump":
                 await self.fire(Event.TREE_FROZEN)
                 if self._phase is Phase.ROLLING_BACK:
@@ -273,7 +292,10 @@ class CriuLocal(Coordinator):
             if self._settings.baggage is not None:
                 await self._settings.baggage.rest()
             self.image_bytes = (await self._remote.put_images(pieces)).bytes
-        except (PhaulError, OSError) as exc:
+            if self.files is not None:
+                await self.files.finish()
+                self.steps += [self.files.step] if self.files.step is not None else []
+        except (PhaulError, OSError, TimeoutError) as exc:
             return self._failed(exc)
         return Event.IMAGES_COPIED
 

@@ -207,6 +207,7 @@ class PostcopyLocal(CriuLocal):
         self._directory.mkdir(mode=0o700)
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            await self.prepare_files()
             swrk, page_fd = await self._prepare(config.pid)
             options = dataclasses.replace(
                 self._settings.dump,
@@ -288,6 +289,8 @@ class PostcopyLocal(CriuLocal):
             case "pre-dump":
                 self._start_watchdog()
                 self._frozen_at = time.monotonic()
+            case "query-ext-files":
+                self.freeze_files()
             case "post-dump":
                 self.steps.append(Step("freeze and dump", self._frozen_at, time.monotonic()))
                 await self.fire(Event.TREE_FROZEN)

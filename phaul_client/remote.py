@@ -10,7 +10,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import grpc
 
@@ -187,6 +187,10 @@ class GrpcRemote:
     ) -> remote_pb2.PutFilesResponse:
         """Send a container's files. Raises `PeerError`."""
         return await self._call(self._stub.PutFiles(requests, timeout=timeout_seconds))
+
+    def sync_files(self) -> Any:
+        """The stream of one rsync, see `syncing.py`; without a deadline, so it is the caller's to cancel."""
+        return self._stub.SyncFiles()
 
     @property
     def image_index(self) -> int:

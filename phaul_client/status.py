@@ -46,6 +46,7 @@ _CODES: Final = {
     "UNSUPPORTED": code_pb2.UNIMPLEMENTED,
     "DAEMON_RESTARTED": code_pb2.ABORTED,
     "HOOK_FAILED": code_pb2.ABORTED,
+    "SYNC_FAILED": code_pb2.ABORTED,
     "INTERNAL": code_pb2.INTERNAL,
 }
 _REASONS: Final = {

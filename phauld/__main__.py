@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lease-seconds", metavar="S", help="abort an incoming migration whose source is silent for so long (30)")
     add("--hooks-dir", metavar="DIR", help="programs to call when a tree leaves or comes (default /etc/phaul/hooks.d)")
     add("--hook-seconds", metavar="S", help="all hooks of a phase together (4)")
+    add("--sync-roots", metavar="DIR[:DIR]", help="what --sync of other nodes may write here (default: nothing)")
     add("--max-incoming", metavar="N", help="incoming migrations at a time (16)")
     add("--max-outgoing", metavar="N", help="outgoing migrations at a time (16)")
     return parser

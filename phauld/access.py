@@ -33,6 +33,7 @@ _REMOTE: Final = (
         "StartIter",
         "StopIter",
         "PutImages",
+        "SyncFiles",
         "PutFiles",
         "Restore",
         "Commit",

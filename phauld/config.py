@@ -59,6 +59,7 @@ class Config:
     lease_seconds: float = 30.0  #: an incoming migration whose source is silent for so long is aborted
     hooks_dir: Path = Path("/etc/phaul/hooks.d")  #: programs that are called when a tree leaves or comes
     hook_seconds: float = 4.0  #: all hooks of a phase together
+    sync_roots: tuple[Path, ...] = ()  #: what `--sync` of other nodes may write here: these directories, and below
     max_incoming: int = 16  #: incoming migrations at a time
     max_outgoing: int = 16  #: outgoing migrations at a time
 
@@ -135,6 +136,11 @@ def _convert(value: Any, kind: Any) -> Any:
         if str(value).lower() in ("0", "false", "no", "off"):
             return False
         raise ValueError(f"{value!r} is neither true nor false")
+    if kind == tuple[Path, ...]:
+        words = value.split(":") if isinstance(value, str) else value
+        if not isinstance(words, list):
+            raise ValueError(f"{value!r} is no list of directories")
+        return tuple(_convert(each, Path) for each in words if each)
     if kind in (int, float):
         if isinstance(value, bool) or (kind is int and isinstance(value, float)):
             raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}")

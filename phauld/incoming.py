@@ -45,6 +45,8 @@ from phauld.page_stream import STREAM_SECONDS, PageStream, PipeTerms
 from phauld.placement import Promise
 from phauld.receiver import Server
 from phauld.session import Do, Event, Phase, Record
+from phauld.sync_receiver import SyncReceiver
+from phauld.sync_records import SyncRecords
 from phauld.workloads import RestoreSlot, Workloads, WorkloadSpec
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,8 @@ class Incoming:
     hooks: tuple[Hook, ...] = ()  #: that are told, beside those of this node
     source_name: str = ""
     container: ContainerPlace | None = None
+    sync: tuple[str, ...] = ()  #: directories that `--sync` brings
+    sync_overwrite: bool = False
     owner: str = ""  #: the name in the certificate that opened it; empty without TLS
     pipe: PipeTerms | None = None  #: between its page stream and the network
 
@@ -105,6 +109,7 @@ class Incoming:
             hooks=tuple(map(parse_hook, entry.detail.get("hooks", ()))),
             source_name=entry.detail.get("source_name", ""),
             container=ContainerPlace.from_journal(entry.detail["container"]) if entry.detail.get("container") else None,
+            sync=tuple(entry.detail.get("sync", ())),
         )
 
 
@@ -124,6 +129,7 @@ class Session:
         on_end: Callable[["Session"], None] = lambda _: None,
         node_name: str = "",
         hooks: HookSettings | None = None,
+        sync: SyncRecords,
     ) -> None:
         self.incoming = incoming
         self._directory = directory
@@ -146,6 +152,8 @@ class Session:
             workload=incoming.spec.name,
             addresses=tuple(map(str, incoming.addresses)),
         )
+        source = incoming.source_name or incoming.source_node_id
+        self.sync = SyncReceiver(sync, incoming.migration_id, source, incoming.sync, overwrite=incoming.sync_overwrite)
         was_begun = phase is not Phase.ABSENT
         self._hooks = Hooks(hooks, incoming.hooks, facts, pid=lambda: self.pid, is_recovered=was_begun)
         self._container = incoming.container
@@ -243,6 +251,7 @@ class Session:
             await self._container.check()
         try:
             await self._stream.open()
+            await asyncio.to_thread(self.sync.open)
             self._slot = await self._workloads.restore_under_shim(self.incoming.spec, self._criu.binary)
             self._journal.note(
                 images=str(self._directory),
@@ -253,6 +262,7 @@ class Session:
                 hooks=[str(each) for each in self.incoming.hooks],
                 source_name=self.incoming.source_name,
                 container=self._container.note() if self._container is not None else None,
+                sync=self.incoming.sync,
             )
             if self.incoming.postcopy:
                 self._directory.mkdir(parents=True, mode=0o700)
@@ -363,6 +373,7 @@ class Session:
         if self._phase is Phase.RECEIVING:
             await self.stop_iter(final=True)
             self._mark("page server ends")
+        await self.sync.aclose()
         if image_files and image_files != len(self._image_names):
             raise ImageCorrupt(f"{len(self._image_names)} images have arrived, {image_files} were sent")
         await self.fire(Event.RESTORE)
@@ -619,6 +630,7 @@ class Session:
 
     async def _kill_tree(self) -> None:
         await self._addresses_are("muted", self._addresses.mute)  # the end of its connections is nobody's business
+        await self.sync.aclose()
         if self._restoring is not None:
             self._restoring.cancel()
             await asyncio.gather(self._restoring, return_exceptions=True)
@@ -655,6 +667,7 @@ class Session:
         if self._container is not None:
             await self._container_is("connected", self._container.show)
             await self._container_is("unmounted", self._container.leave)
+        self._keep_directories()
         if self._slot is not None:
             self._slot.keep(self.incoming.spec.name)
             self._slot = None
@@ -689,6 +702,13 @@ class Session:
         await self._clean_up()
         await self._forget()
 
+    def _keep_directories(self) -> None:
+        """What `--sync` brought is the tree's from now on: no later move may replace it unasked."""
+        try:
+            self.sync.arrived()
+        except OSError as exc:  # the record says that it came only in part, and allows more than it should
+            logger.error("sync not on record migration_id=%s error=%s", self.incoming.migration_id, exc)
+
     def _let_go(self) -> None:
         """Nobody waits for a page any more."""
         if self._held is not None:
@@ -708,6 +728,8 @@ class Session:
         if self._taking is not None:
             self._taking.cancel()
             await asyncio.wait([self._taking])
+        await self.sync.aclose()
+        self.sync.release()
         if self._server is not None:
             await self._server.aclose()
         await self._stream.aclose()

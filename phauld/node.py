@@ -17,8 +17,10 @@ from phaul_client.tree import descendants
 from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
 from phauld.guard import Guard
+from phauld.sync_records import SyncRecords
 
-API_FEATURES: Final = ("commit-v1", "put-images-v1", pipe_choice.API_FEATURE)
+SYNC_FEATURE: Final = "sync-v1"
+API_FEATURES: Final = ("commit-v1", "put-images-v1", pipe_choice.API_FEATURE, SYNC_FEATURE)
 _CAP_SYS_RESOURCE: Final = 24  # linux/capability.h
 _TCP_INFO_BYTES: Final = 128
 _BYTES_ACKED_OFFSET: Final = 120  # linux/tcp.h, struct tcp_info, tcpi_bytes_acked
@@ -40,6 +42,9 @@ class Node:
     guard: Guard | None = None  #: of TLS, if there is TLS
     containers_dir: Path | None = None  #: bundles of containers that came here
     hooks: HookSettings = dataclasses.field(default_factory=HookSettings)
+    sync: SyncRecords = dataclasses.field(
+        default_factory=lambda: SyncRecords(Path("/nowhere"), ())
+    )  #: directories that `--sync` brought here or took away
 
     @classmethod
     async def discover(
@@ -52,6 +57,7 @@ class Node:
         insecure: bool,
         incoming_limit: int,
         outgoing_limit: int,
+        sync: SyncRecords,
         guard: Guard | None = None,
         containers_dir: Path | None = None,
         hooks: HookSettings = HookSettings(),  # noqa: B008 - frozen
@@ -70,6 +76,7 @@ class Node:
             guard=guard,
             containers_dir=containers_dir,
             hooks=hooks,
+            sync=sync,
         )
 
     def info(self, *, incoming: int = 0, outgoing: int = 0) -> types_pb2.NodeInfo:

@@ -16,6 +16,7 @@ from phaul_client.modes import EAGER_RESTORE_SECONDS_PER_BYTE, Mode, RestoreMode
 from phaul_client.pipe_choice import COMPRESSIONS, Compression
 from phaul_client.policy import Limits
 from phaul_client.preflight import ChosenOptions
+from phaul_client.rsync import parse_directories
 from phaul_criu.requests import DumpOptions, RestoreOptions
 from phauld.convert import seconds_of
 from phauld.costs import Costs
@@ -82,6 +83,8 @@ class Options:
     checksum: bool | None = None
     compression: Compression | None = None
     hooks: tuple[Hook, ...] = ()
+    sync: tuple[str, ...] = ()
+    sync_overwrite: bool = False
 
 
 def parse_options(message: types_pb2.Options) -> Options:
@@ -115,6 +118,8 @@ def parse_options(message: types_pb2.Options) -> Options:
         checksum=message.checksum if message.HasField("checksum") else None,
         compression=COMPRESSIONS[message.compression] if message.compression else None,
         hooks=tuple(map(parse_hook, message.hooks)),
+        sync=parse_directories(message.sync_directories),
+        sync_overwrite=message.sync_overwrite,
     )
 
 

@@ -58,6 +58,7 @@ from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress, Rel
 from phaul_client.remote import GrpcRemote
 from phaul_client.rounds import PAGE_SIZE_BYTES
 from phaul_client.status import reason_of, remedy_of
+from phaul_client.syncing import FileSync
 from phaul_client.tree import Tree, descendants, identity, is_alive, wait_until_gone, waits_for_pages
 from phaul_criu.child import finish
 from phaul_criu.stats import DumpStats
@@ -67,11 +68,12 @@ from phauld.costs import CostBook
 from phauld.freezer import CannotFreeze, Freezer, find_cgroup, undo_leftover
 from phauld.guard import Guard
 from phauld.journal import OutgoingEntry, OutgoingRecord
-from phauld.node import Node, bytes_acked, may_exceed_pipe_size, pipe_max_size_bytes, resident_bytes
+from phauld.node import SYNC_FEATURE, Node, bytes_acked, may_exceed_pipe_size, pipe_max_size_bytes, resident_bytes
 from phauld.observer import NOBODY, Observer
 from phauld.options import MODE_VALUES, RESTORE_MODE_VALUES, Options, decided, dump_options, limits, parse_options
 from phauld.preflight import check_source, refuse
 from phauld.relays import Relay
+from phauld.sync_records import State
 from phauld.workloads import Workload, Workloads
 
 logger = logging.getLogger(__name__)
@@ -449,8 +451,15 @@ class Outgoing:
             except (Exception, asyncio.CancelledError) as exc:
                 await local.unwind(exc)
             finally:
+                await self._end_files(local)
                 self._note_pause(local)
             self._moved(local.destination_pid)
+
+    async def _end_files(self, local: CriuLocal) -> None:
+        if local.files is not None:
+            await local.files.aclose()
+            del self.record.synced[:]
+            self.record.synced.extend(local.files.report())
 
     async def _until_filled(self) -> None:
         """Wait for the pages that the move to here has still to bring."""
@@ -507,6 +516,15 @@ class Outgoing:
             )
         local.addresses = self._addresses(self._here)
         local.hooks = self._hooks(local.addresses)
+        if self._options.sync:
+            local.files = FileSync(
+                remote,
+                self._options.sync,
+                self._target.pid,
+                in_place=not self._options.sync_overwrite,
+                bandwidth_bytes_per_second=self._options.bandwidth_limit_bytes_per_second,
+                after_dump=settings.dump.link_remap,
+            )
         self._coordinator = local
         return local
 
@@ -625,6 +643,9 @@ class Outgoing:
         check_peer(there.node_name, there.version, there.api_features)
         self.record.problems.extend(answer.problems)
         refuse(list(answer.problems))
+        if self._options.sync and SYNC_FEATURE not in answer.destination.api_features:
+            message = f"{answer.destination.node_name} is too old for --sync"
+            raise PreflightRefused((message,), reason="UNSUPPORTED", remedy="a newer phaul there")
         choice = choose_mode(self._options, self._node, answer.destination, resident_bytes(self._target.pid))
         is_local = is_loopback(self.record.destination_address)
         if self._node.guard is not None and not self._node.insecure and not is_local:
@@ -710,6 +731,9 @@ class Outgoing:
 
     async def _move(self, local: CriuLocal, remote: GrpcRemote, choice: Choice) -> None:
         await local.carry_beforehand()
+        self.record.status_text = f"copies files: {', '.join(self._options.sync)}" if self._options.sync else ""
+        await local.copy_files()
+        self.record.status_text = ""
         self._directory.mkdir(parents=True, mode=0o700)
         self._policy = Switchable(_policy(choice))
         config = Config(self._target.pid, remote.page_socket.fileno(), self._directory)
@@ -741,6 +765,7 @@ class Outgoing:
                 self._workloads.mark_moved(self._target.workload, self.record.destination_address)
             except OSError as exc:  # it moved all the same; `phaul status` knows
                 logger.error("not marked as moved migration_id=%s error=%s", self.migration_id, exc)
+        self._forget_directories()
         self.record.pages_missing = 0
         self.record.destination_pid = destination_pid
         self._leave_phase()
@@ -757,6 +782,15 @@ class Outgoing:
             self.record.destination_address,
             convert.seconds_of(self.record.pause) * 1000,
         )
+
+    def _forget_directories(self) -> None:
+        """What moved along is there now; what is left here is an older copy."""
+        for each in self._options.sync:
+            try:
+                node = self.record.destination.node_name or self.record.destination_address
+                self._node.sync.put(each, State.LEFT, self.migration_id, node)
+            except OSError as exc:
+                logger.error("sync not on record migration_id=%s error=%s", self.migration_id, exc)
 
     def _note_pause(self, local: CriuLocal) -> None:
         if local.dump_stats is not None:

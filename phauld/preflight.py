@@ -21,7 +21,9 @@ from phaul_client.preflight.convert import (
     wishes_of,
 )
 from phaul_client.preflight.model import NodeFacts
+from phaul_client.rsync import parse_directories
 from phauld.node import Node
+from phauld.sync_records import mounts_below
 
 _REASONS: Final = {
     "no-such-process": "PID_NOT_FOUND",
@@ -49,8 +51,12 @@ async def check_source(node: Node, pid: int, options: types_pb2.Options, carried
     wishes = wishes_of(options)
     needs = preflight.carried(preflight.requirements(facts, here), {str(path) for path in carried})
     addresses, missing = await _find_addresses(node, options)
+    sync = parse_directories(options.sync_directories)
+    needs = preflight.synced(needs, sync, mounts_below(sync))
+    kept = node.sync.check_source(sync, overwrite=options.sync_overwrite)
+    told = await asyncio.to_thread(lambda: problem_messages(kept, node.name))
     return SourceFindings(
-        problems=(*missing, *problem_messages(preflight.check_source(facts, here, wishes), node.name)),
+        problems=(*missing, *told, *problem_messages(preflight.check_source(facts, here, wishes), node.name)),
         here=tuple(ours for ours, _ in addresses),
         there=tuple(theirs for _, theirs in addresses),
         tree=tree_message(needs),
@@ -79,7 +85,10 @@ async def check_destination(
     moved = tuple(map(parse_address, options.move_addresses))
     coming = {each.ip for each in moved}
     problems = tuple(each for each in problems if each.code != "address-missing" or each.subject not in coming)
-    return [*await _check_addresses(node, moved), *problem_messages(problems, node.name)]
+    sync = parse_directories(options.sync_directories)
+    kept = node.sync.check_destination(sync, overwrite=options.sync_overwrite)
+    told = await asyncio.to_thread(lambda: problem_messages(kept, node.name))
+    return [*await _check_addresses(node, moved), *told, *problem_messages(problems, node.name)]
 
 
 async def _find_addresses(

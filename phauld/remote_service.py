@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import re
@@ -177,6 +178,19 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         found.accept(writer)
         return remote_pb2.PutImagesResponse(files=writer.files, bytes=writer.bytes)
 
+    async def SyncFiles(
+        self, request_iterator: AsyncIterator[remote_pb2.SyncFilesRequest], context: Context
+    ) -> AsyncIterator[remote_pb2.SyncFilesResponse]:
+        first = await anext(request_iterator, None)
+        if first is None:
+            raise InvalidRequest("SyncFiles without a message")
+        found = await self._get(first.migration_id)
+        found.check_takes_files()
+        found.renew()
+        async with contextlib.aclosing(found.sync.serve(first, request_iterator)) as answers:
+            async for answer in answers:
+                yield answer
+
     async def Restore(self, request: remote_pb2.RestoreRequest, context: Context) -> remote_pb2.RestoreResponse:
         arrival = time.monotonic()
         found = await self._get(request.migration_id)
@@ -275,6 +289,8 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             source_name=request.source.node_name,
             owner=CALLER.get(),
             pipe=self._pipe_terms(request),
+            sync=options.sync,
+            sync_overwrite=options.sync_overwrite,
         )
         logger.info("images migration_id=%s place=%s reason=%r", request.migration_id, place.directory, place.reason)
         return self._session(incoming, Phase.ABSENT, place.directory)
@@ -321,6 +337,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             on_end=self._drop,
             node_name=self._node.name,
             hooks=self._node.hooks,
+            sync=self._node.sync,
         )
 
     def _drop(self, ended: Session) -> None:

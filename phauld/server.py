@@ -35,6 +35,7 @@ from phauld.node_service import NodeService
 from phauld.notify import Notifier
 from phauld.observer import Observers
 from phauld.remote_service import RemoteService, Terms
+from phauld.sync_records import SyncRecords
 from phauld.workloads import Workloads
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
             phase_seconds=config.hook_seconds,
             tls=guard.tls if guard is not None else None,
         ),
+        sync=SyncRecords(config.state_dir / "synced", config.sync_roots),
         incoming_limit=config.max_incoming,
         outgoing_limit=config.max_outgoing,
     )

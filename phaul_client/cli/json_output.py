@@ -119,6 +119,7 @@ def migration_json(migration: Migration) -> dict[str, Any]:
         "timeline": fields["timeline"],
         "in_doubt": migration.in_doubt,
         "resolution": fields["resolution"],
+        "synced": fields["synced"],
         "options": fields["options"],
         "created_at": fields["created_at"],
         "finished_at": fields["finished_at"],

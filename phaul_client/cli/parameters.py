@@ -16,6 +16,7 @@ from phaul_client.cli.session import Session
 from phaul_client.cli.units import parse_duration, parse_rate
 from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_client.hooks import parse_hook
+from phaul_client.rsync import parse_directory
 
 COMPLETION_SECONDS: Final = 0.5
 MAX_PID: Final = 2**22
@@ -38,6 +39,14 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
             return self._parse(value)
         except ValueError as exc:
             self.fail(str(exc), param, ctx)
+
+
+def parse_sync_directory(text: str) -> str:
+    """An absolute path of a directory. Raises `ValueError`."""
+    try:
+        return parse_directory(text)
+    except InvalidRequest as exc:
+        raise ValueError(exc.message) from exc
 
 
 def parse_variable(text: str) -> tuple[str, str]:
@@ -103,6 +112,7 @@ DESTINATION: Final = Parsed("HOST[:PORT]", parse_host_port)
 DESTINATIONS: Final = Parsed("HOST[:PORT],…", parse_destinations)
 DAEMON: Final = Parsed("ADDRESS", parse_daemon)
 HOOK: Final = Parsed("PATH|grpc:TARGET", parse_hook_text)
+DIRECTORY: Final = Parsed("DIR", parse_sync_directory)
 VARIABLE: Final = Parsed("NAME=VALUE", parse_variable)
 SIGNAL: Final = Parsed("SIGNAL", parse_signal)
 TARGET: Final = Parsed("PID|NAME", parse_target)

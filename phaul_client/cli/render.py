@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from phaul.v1 import migrations_pb2, node_pb2, types_pb2
-from phaul.v1.migrations_pb2 import Migration
+from phaul.v1.migrations_pb2 import Migration, SyncedDirectory
 from phaul_client.cli.json_output import enum_word
 from phaul_client.cli.outcomes import Outcome, outcome_of
 from phaul_client.cli.units import format_bytes, format_rate, format_seconds
@@ -21,6 +21,7 @@ SMALLER: Final = 0.9
 #: In `Migration.page_stream`: there is something to say.
 PIPED: Final = "checksums"
 COMMAND_WIDTH: Final = 60
+SHOWN_PATHS: Final = 3
 
 _PHASES: Final = types_pb2.DESCRIPTOR.enum_types_by_name["MigrationPhase"]
 _MODES: Final = types_pb2.DESCRIPTOR.enum_types_by_name["Mode"]
@@ -218,6 +219,7 @@ def _measured(migration: Migration) -> list[tuple[str, str]]:
     return [
         ("pause", pause),
         ("total", f"{duration(migration.total)}{sent}" if migration.HasField("total") else ""),
+        *(("files", _synced(each)) for each in migration.synced),
         ("mode", _with_reason(mode_word(migration.mode), migration.mode_reason)),
         (
             "restore",
@@ -226,6 +228,14 @@ def _measured(migration: Migration) -> list[tuple[str, str]]:
         ("pages", migration.page_stream if PIPED in migration.page_stream else ""),
         ("id", migration.migration_id),
     ]
+
+
+def _synced(each: SyncedDirectory) -> str:
+    before = f"{plural(each.files, 'file')}, {format_bytes(each.bytes)} of {each.directory}"
+    if not each.freeze_files:
+        return f"{before}, nothing in the freeze"
+    shown = ", ".join(each.freeze_paths[:SHOWN_PATHS]) + (", …" if each.freeze_files > SHOWN_PATHS else "")
+    return f"{before}; in the freeze {plural(each.freeze_files, 'file')}, {format_bytes(each.freeze_bytes)}: {shown}"
 
 
 def _with_reason(word: str, reason: str) -> str:

@@ -35,9 +35,10 @@ _PLAIN: Final = {
     "ext_unix_sk": "ext_unix_sk",
     "file_locks": "file_locks",
     "checksum": "checksum",
+    "sync_overwrite": "sync_overwrite",
 }
 #: Repeatable, and the field that they fill.
-_LISTS: Final = {"move_address": "move_addresses", "hook": "hooks"}
+_LISTS: Final = {"move_address": "move_addresses", "hook": "hooks", "sync": "sync_directories"}
 
 
 def to_duration(seconds: float) -> Duration:
@@ -58,7 +59,7 @@ def build_options(given: Mapping[str, Any]) -> Options:
     """What was said on the command line; what was not (None, or a flag that is off) stays for phauld to choose."""
     options = Options()
     for name, value in given.items():
-        if value is None or (value is False and name == "throttle"):
+        if value is None or (value is False and name in ("throttle", "sync_overwrite")):
             continue
         if name in _LISTS:
             getattr(options, _LISTS[name]).extend(value)
@@ -98,6 +99,11 @@ _DECLARATIONS: Final[tuple[Callable[[Any], Any], ...]] = (
                  help="Move this address of the node along, to IFACE there; implies --tcp keep. Repeatable."),
     click.option("--hook", multiple=True, type=parameters.HOOK, metavar="PATH|grpc:TARGET",
                  help="Call this program or server on both nodes, see docs/hooks.md. Repeatable."),
+    click.option("--sync", multiple=True, type=parameters.DIRECTORY, metavar="DIR",
+                 help="Make this directory the same there, with rsync; what changes meanwhile goes in the freeze."
+                 " Repeatable."),
+    click.option("--sync-overwrite", is_flag=True,
+                 help="Let --sync replace and delete what is there, though no earlier move left it behind."),
     _time("--downtime", "The pause that is acceptable, such as 300ms (default): a goal, see --freeze-budget."),
     _time("--deadline", "Roll back if it has not moved by then; default 1h."),
     _time("--freeze-budget", "Roll back if it stands still for longer; default 60s."),

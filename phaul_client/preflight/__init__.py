@@ -17,7 +17,7 @@ from phaul_client.preflight.facts import read_tree
 from phaul_client.preflight.node_facts import read_node
 from phaul_client.preflight.options import ChosenOptions, choose_options
 from phaul_client.preflight.problems import Problem, Severity, blocks, worst_first
-from phaul_client.preflight.requirements import Requirements, carried, requirements
+from phaul_client.preflight.requirements import Requirements, carried, requirements, synced
 from phaul_client.preflight.wishes import TcpPolicy, Wishes
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     "read_node",
     "read_tree",
     "requirements",
+    "synced",
     "worst_first",
 ]

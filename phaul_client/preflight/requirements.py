@@ -9,6 +9,7 @@ from typing import Final
 from phaul_client.preflight.cpu_flags import program_flags
 from phaul_client.preflight.model import FileKind, NodeFacts, TreeFacts
 from phaul_client.preflight.options import LISTEN, is_connected
+from phaul_client.rsync import is_below
 
 #: Trees below which the kernel makes the files.
 _KERNEL_MADE: Final = ("/proc/", "/sys/", "/dev/pts/")
@@ -101,6 +102,19 @@ def requirements(tree: TreeFacts, node: NodeFacts) -> Requirements:
 def carried(needs: Requirements, paths: Collection[str]) -> Requirements:
     """The same, knowing that phaul brings these files along."""
     return replace(needs, files=tuple(replace(file, carried=file.path in paths) for file in needs.files))
+
+
+def synced(needs: Requirements, directories: Collection[str], but: Collection[str]) -> Requirements:
+    """The same, knowing that `--sync` makes these directories the same there, without the mounts in them."""
+
+    def comes(path: str) -> bool:
+        return any(is_below(path, each) for each in directories) and not any(is_below(path, each) for each in but)
+
+    return replace(
+        needs,
+        files=tuple(replace(file, carried=file.carried or comes(file.path)) for file in needs.files),
+        directories=tuple(path for path in needs.directories if not comes(path)),
+    )
 
 
 def _own_mounts(tree: TreeFacts) -> bool:
