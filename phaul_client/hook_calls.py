@@ -6,8 +6,10 @@ The invariant: no call lasts longer than the phase may, and whatever a program s
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +28,7 @@ from phaul_criu import child
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = (0.5, 2.0)
+LEFT_ALONE_SECONDS: Final = 1.0
 _SHOWN: Final = 500  #: characters of what a failed hook said
 _SIDES: Final = {
     Side.SOURCE: hooks_pb2.HOOK_SIDE_SOURCE,
@@ -130,7 +133,7 @@ class Hooks:
                 if hook.is_grpc:
                     await self._ask(hook, phase, pid, attempt)
                 else:
-                    await _run(hook, environment(self._facts, phase, pid, attempt))
+                    await _run(hook, environment(self._facts, phase, pid, attempt), seconds)
         except TimeoutError:
             why = f"no end after {time.monotonic() - started:.1f} s"
             raise _failed(hook, phase, why, "a larger hook_seconds, or a quicker hook") from None
@@ -176,13 +179,19 @@ class Hooks:
         return grpc.aio.insecure_channel(hook.target, options=options)
 
 
-async def _run(hook: Hook, variables: Mapping[str, str]) -> None:
-    """Raises `PhaulError` if it ends with anything but 0, `OSError` if it cannot be started."""
+async def _run(hook: Hook, variables: Mapping[str, str], seconds: float) -> None:
+    """Raises `PhaulError` if it ends with anything but 0, `OSError` if it cannot be started.
+
+    A phauld that is killed meanwhile leaves it to `timeout`, which ends it then.
+    """
+    if not stat.S_ISREG(os.stat(hook.target).st_mode) or not os.access(hook.target, os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), hook.target)
     output = os.memfd_create("output", os.MFD_CLOEXEC)
     try:
         env = {**child.scrubbed_environment(), **variables}
+        argv = ["timeout", "--signal=KILL", f"{seconds + LEFT_ALONE_SECONDS:.1f}", hook.target]
         async with await child.spawn(
-            [hook.target], env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            argv, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output
         ) as running:
             status = await running.wait()
         if status != 0:

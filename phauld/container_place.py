@@ -201,7 +201,7 @@ class ContainerPlace:
 
     async def leave(self) -> None:
         """After a restore, whatever came of it: the tree has a root of its own."""
-        while await asyncio.to_thread(os.path.ismount, self.rootfs):
+        while any(each.point == str(self.rootfs) for each in _mounts()):  # bound to itself: os.path does not see it
             await command(["umount", "--lazy", str(self.rootfs)])
 
     def adopt(self, pid: int) -> None:
@@ -243,8 +243,7 @@ class ContainerPlace:
         return [self._runtime.name, *self._runtime.manager(self._container.cgroup_manager or "cgroupfs")]
 
     def _hierarchies(self) -> dict[str, Mount]:
-        mounts = parse_mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
-        return {each.hierarchy: each for each in mounts if each.kind in ("cgroup", "cgroup2")}
+        return {each.hierarchy: each for each in _mounts() if each.kind in ("cgroup", "cgroup2")}
 
     def _cgroups_of(self, pid: int) -> dict[str, str]:
         """Directory of each hierarchy in which the process has a cgroup other than ours."""
@@ -266,6 +265,10 @@ class ContainerPlace:
                 raise PhaulError(message, reason="PREFLIGHT_FAILED", remedy=remedy)
             if link.outer in here:
                 link.outer = f"p{os.urandom(6).hex()}"[:_INTERFACE_BYTES]
+
+
+def _mounts() -> tuple[Mount, ...]:
+    return parse_mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
 
 
 def _write_all(pipe: io.FileIO, data: bytes) -> None:

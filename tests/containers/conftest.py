@@ -11,6 +11,15 @@ from tests.containers.containers import cgroups_swept, missing, prepare
 from tests.nodes import Nodes, two_nodes
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without `--all`, or a test that was asked for, each kind of death at one point only."""
+    if config.getoption("--all") or config.getoption("-k") or any("::" in argument for argument in config.args):
+        return
+    left = [item for item in items if item.get_closest_marker("seldom")]
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=left)
+
+
 @pytest.fixture(scope="session")
 def runtimes() -> None:
     """Skip if there is no runtime here, and none can be had."""
@@ -26,7 +35,7 @@ async def nodes(runtimes: None, tmp_path: Path, runtime: str) -> AsyncIterator[N
         async with two_nodes(tmp_path / "nodes") as nodes:
             for node, name in zip(nodes, names, strict=False):
                 await prepare(node, "v1" if runtime == "crun" else "v2", name)
-                await node.start_phauld()
+                await node.start_phauld(hook_seconds=8.0)
             yield nodes
 
 

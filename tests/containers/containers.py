@@ -158,7 +158,7 @@ class Container:
     async def beats(self) -> int:
         """Wait for ten more; the number of the last. Raises TimeoutError."""
         count = self.count
-        await until(lambda: self.count > count + 10)
+        await until(lambda: self.count > count + 10, 30)
         return self.count
 
     @property
