@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help="a TOML file with the options below")
     add("--listen", metavar="HOST:PORT", help="address of the gRPC server (default 127.0.0.1:7707)")
     add("--unix", metavar="PATH", help="the local gRPC socket (default /run/phaul/phauld.sock)")
+    add("--socket-group", metavar="GROUP", help="group whose members may use that socket: they may do everything")
     add("--data-port", metavar="PORT", help="port of the page streams, on the host of --listen (default 7708)")
     add("--state-dir", metavar="DIR", help="what survives a reboot (default /var/lib/phaul)")
     add("--images-dir", metavar="DIR", help="images of migrations under way (default /var/lib/phaul/images)")

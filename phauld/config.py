@@ -4,6 +4,7 @@ Bad configuration is refused as a whole with the place and the reason; nothing i
 """
 
 import dataclasses
+import grp
 import ipaddress
 import math
 import os
@@ -41,13 +42,14 @@ class Config:
     """What one phauld is told. Each field is a key of the file, `PHAULD_<FIELD>` in the environment, and a flag."""
 
     listen: str = f"127.0.0.1:{DEFAULT_PORT}"  #: HOST:PORT of the gRPC server; port 0 chooses a free one
-    unix: Path = Path("/run/phaul/phauld.sock")  #: the local gRPC socket, mode 0660, root's
+    unix: Path = Path("/run/phaul/phauld.sock")  #: the local gRPC socket, mode 0660
     data_port: int = DEFAULT_DATA_PORT  #: port of the page streams, on the host of `listen`; 0 chooses a free one
     state_dir: Path = Path("/var/lib/phaul")  #: what must survive a reboot: workloads, records
     images_dir: Path = Path("/var/lib/phaul/images")  #: images of migrations under way, where memory has no room
     images_in_memory: bool = True  #: put them into memory_images_dir when they fit
     memory_images_dir: Path = Path("/dev/shm/phaul")  #: on tmpfs
     log_dir: Path = Path("/var/log/phaul")  #: the output of workloads
+    socket_group: str = ""  #: whose members may do everything through the unix socket; empty: root's group
     node_name: str = field(default_factory=socket.gethostname)  #: how people call this node
     criu: Path | None = None  #: the criu binary; found by itself when not given
     tls_dir: Path | None = None  #: ca.crt, node.crt, node.key, policy.toml: mutual TLS, gRPC's and the pages'
@@ -77,6 +79,8 @@ class Config:
             raise BadSetting("log_format", f"{self.log_format!r} is neither text nor json")
         if self.http_listen:
             self._check_http()
+        if self.socket_group:
+            self._check_group()
         if not 0 <= self.data_port <= 65535:
             raise BadSetting("data_port", f"{self.data_port} is not a port")
         if self.hook_seconds > MAX_HOOK_SECONDS:
@@ -91,6 +95,13 @@ class Config:
     def address(self) -> tuple[str, int]:
         """Host and port of `listen`. Raises `InvalidRequest`."""
         return split_address("listen", self.listen)
+
+    def _check_group(self) -> None:
+        try:
+            grp.getgrnam(self.socket_group)
+        except KeyError:
+            remedy = f"groupadd --system {self.socket_group}"
+            raise BadSetting("socket_group", f"there is no group {self.socket_group!r}", remedy=remedy) from None
 
     def _check_http(self) -> None:
         host, _ = split_address("http_listen", self.http_listen)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import logging
 import os
 import signal
@@ -135,18 +136,21 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
 
     def status() -> str:
         doing = "stopping" if stop.is_set() else "serving"
-        return f"{doing} {config.listen}: {migrations.active} migrations out, {remote.active} in"
+        how = "insecure " if config.insecure else ""
+        return f"{doing} {how}{config.listen}: {migrations.active} migrations out, {remote.active} in"
 
     feeding = asyncio.create_task(notifier.feed_watchdog(status), name="watchdog")
     stack.callback(feeding.cancel)
     await remote.recover()  # before anybody can ask about a session
     await server.start()
-    os.chmod(config.unix, 0o660)
+    _give_socket(config)
     await migrations.recover()
     web = await _start_web(config, node, migrations, remote, metrics)
     if web is not None:
         stack.push_async_callback(web.stop)
     notifier.ready(status())
+    if config.insecure:
+        logger.warning("insecure: bytes may be in clear on the network, see docs/security.md")
     logger.info("serving listen=%s unix=%s data_port=%d node_id=%s", *_where(config, listens, data_port, node))
     await stop.wait()
     logger.info("stopping")
@@ -209,16 +213,27 @@ def _bind(server: grpc.aio.Server, config: Config, guard: Guard | None) -> int:
     with contextlib.suppress(FileNotFoundError):
         config.unix.unlink()
     ports = []
-    for address in (config.listen, f"unix:{config.unix}"):
-        try:
-            if guard is not None and address == config.listen:
-                ports.append(server.add_secure_port(address, guard.tls.server_credentials()))
-            else:
-                ports.append(server.add_insecure_port(address))
-        except RuntimeError as exc:
-            remedy = "another phauld may run here: choose another --listen and --unix"
-            raise InvalidRequest(f"cannot listen on {address}", remedy=remedy) from exc
+    before = os.umask(0o177)  # until it has its group, nobody else may connect to the socket
+    try:
+        for address in (config.listen, f"unix:{config.unix}"):
+            try:
+                if guard is not None and address == config.listen:
+                    ports.append(server.add_secure_port(address, guard.tls.server_credentials()))
+                else:
+                    ports.append(server.add_insecure_port(address))
+            except RuntimeError as exc:
+                remedy = "another phauld may run here: choose another --listen and --unix"
+                raise InvalidRequest(f"cannot listen on {address}", remedy=remedy) from exc
+    finally:
+        os.umask(before)
     return ports[0]
+
+
+def _give_socket(config: Config) -> None:
+    """The unix socket to its group; before, only its owner could connect."""
+    if config.socket_group:
+        os.chown(config.unix, -1, grp.getgrnam(config.socket_group).gr_gid)
+    os.chmod(config.unix, 0o660)
 
 
 def _make_directories(config: Config) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -16,11 +16,14 @@ import grpc
 
 from phaul.v1 import migrations_pb2_grpc, node_pb2_grpc
 from phaul_client.errors import PeerRefused, PeerUnavailable, PhaulError
+from phaul_client.pipe_choice import is_loopback
 from phaul_client.status import from_rpc_error
-from phaul_client.tls import Tls
+from phaul_client.tls import CERTIFICATE_FILE, Tls
 
 DEFAULT_DAEMON: Final = "unix:/run/phaul/phauld.sock"
 DEFAULT_PORT: Final = 7707
+STANDARD_TLS_DIRS: Final = (Path.home() / ".config" / "phaul" / "tls", Path("/etc/phaul/tls"))
+NO_TLS: Final = "none"
 CALL_SECONDS: Final = 10.0
 #: For calls that make the daemon work or ask the other node.
 LONG_CALL_SECONDS: Final = 60.0
@@ -72,20 +75,36 @@ class Daemon:
     migrations: "migrations_pb2_grpc.MigrationsAsyncStub"
 
 
-def _channel(address: str) -> grpc.aio.Channel:
-    """With TLS if $PHAUL_TLS_DIR says from where, and $PHAUL_TLS_NAME which node it must be (default: the host)."""
-    directory = os.environ.get("PHAUL_TLS_DIR", "")
-    if not directory or address.startswith("unix:"):
+def tls_directory(address: str, given: str, standard: Sequence[Path] = STANDARD_TLS_DIRS) -> Path | None:
+    """Where the certificates for this daemon are; `None`: none are needed, or none are to be used.
+
+    Without a word, the first of the standard directories that has some, for what is not this machine.
+    """
+    if address.startswith("unix:") or given == NO_TLS:
+        return None
+    if given:
+        return Path(given)
+    if is_loopback(address):
+        return None
+    return next((each for each in standard if (each / CERTIFICATE_FILE).exists()), None)
+
+
+def _channel(address: str, tls_dir: str, tls_name: str) -> grpc.aio.Channel:
+    directory = tls_directory(address, tls_dir or os.environ.get("PHAUL_TLS_DIR", ""))
+    if directory is None:
         return grpc.aio.insecure_channel(address, options=_OPTIONS)
-    name = os.environ.get("PHAUL_TLS_NAME", "") or address.rpartition(":")[0].strip("[]")
+    name = tls_name or os.environ.get("PHAUL_TLS_NAME", "") or address.rpartition(":")[0].strip("[]")
     options = [*_OPTIONS, ("grpc.ssl_target_name_override", name)]
-    return grpc.aio.secure_channel(address, Tls(Path(directory)).channel_credentials(), options=options)
+    return grpc.aio.secure_channel(address, Tls(directory).channel_credentials(), options=options)
 
 
 @contextlib.asynccontextmanager
-async def connect(address: str) -> AsyncIterator[Daemon]:
-    """The services at a target of `parse_daemon`. An error of gRPC inside becomes a `PhaulError`."""
-    async with _channel(address) as channel:
+async def connect(address: str, tls_dir: str = "", tls_name: str = "") -> AsyncIterator[Daemon]:
+    """The services at a target of `parse_daemon`. An error of gRPC inside becomes a `PhaulError`.
+
+    `tls_dir` and `tls_name` are those of `--help`; without them the environment counts.
+    """
+    async with _channel(address, tls_dir, tls_name) as channel:
         try:
             yield Daemon(address, node_pb2_grpc.NodeStub(channel), migrations_pb2_grpc.MigrationsStub(channel))
         except grpc.aio.AioRpcError as exc:
@@ -115,6 +134,8 @@ def translate(address: str, error: grpc.aio.AioRpcError) -> PhaulError:
     ours = from_rpc_error(address, error)
     if isinstance(ours, PeerUnavailable) and error.code() is not grpc.StatusCode.UNKNOWN:
         remedy = "start it (systemctl start phauld), or say with --daemon where it is"
+        if not address.startswith("unix:"):
+            remedy += "; if it has TLS: --tls-dir and --tls-name"
         return DaemonUnreachable(f"no phauld at {ours.message}", remedy=remedy)
     if ours.remedy or ours.reason != PeerRefused.default_reason:
         message = ours.message.removeprefix(f"{address}: ")

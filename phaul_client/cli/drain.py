@@ -17,7 +17,7 @@ import grpc
 from phaul.v1 import migrations_pb2, node_pb2
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli import parameters
-from phaul_client.cli.connection import CALL_SECONDS, LONG_CALL_SECONDS, Daemon, connect, persistently, translate
+from phaul_client.cli.connection import CALL_SECONDS, LONG_CALL_SECONDS, Daemon, persistently, translate
 from phaul_client.cli.follow import watch
 from phaul_client.cli.json_output import failure_json, migration_json, milliseconds, to_line
 from phaul_client.cli.migrate import refused
@@ -73,7 +73,7 @@ async def drain(
     "failed", …}. Exit code: 0 if all have moved; that of the failures if it is the same for all; otherwise 1.
     """
     spread = Spread([each for group in destinations for each in group])
-    async with connect(node or session.daemon) as daemon:
+    async with session.connect_to(node or session.daemon) as daemon:
         work = Drain(daemon, spread, jobs, build_options(options), as_json=session.json, quiet=quiet)
         await work.run()
     session.show(work.result(), work.summary())

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 import click
 import grpc
 
-from phaul.v1 import migrations_pb2
+from phaul.v1 import migrations_pb2, node_pb2
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli import render
 from phaul_client.cli.connection import CALL_SECONDS, Daemon, translate
@@ -85,8 +85,11 @@ async def status(session: Session, migration_id: str | None) -> None:
             return
         request = migrations_pb2.ListMigrationsRequest(page_size=SHOWN)
         newest = (await daemon.migrations.ListMigrations(request, timeout=CALL_SECONDS)).migrations
+        node = (await daemon.node.GetInfo(node_pb2.GetInfoRequest(), timeout=CALL_SECONDS)).node
     shown = {"migrations": [migration_json(each) for each in newest]}
     session.show(shown, render.migration_table(newest, time.time()))
+    if node.insecure and not session.json:
+        click.echo("phaul: this phauld is insecure: bytes may be in clear on the network", err=True)
 
 
 @command("report", "phaul report 3f2a --html report.html", "phaul report 3f2a --json")

@@ -1,6 +1,6 @@
 """What every command shares: the options that are valid for all of them, and how a command is declared.
 
-`--json` and `--daemon` are understood before and after the name of the command.
+`--json`, `--daemon` and the flags of TLS are understood before and after the name of the command.
 """
 
 import asyncio
@@ -29,10 +29,16 @@ class Session:
     daemon: str = DEFAULT_DAEMON
     daemon_given: bool = False  #: by option or environment
     json: bool = False
+    tls_dir: str = ""
+    tls_name: str = ""
 
     def connect(self) -> AbstractAsyncContextManager[Daemon]:
         """The daemon to ask. Errors of gRPC inside become `PhaulError`."""
-        return connect(self.daemon)
+        return self.connect_to(self.daemon)
+
+    def connect_to(self, address: str) -> AbstractAsyncContextManager[Daemon]:
+        """Another daemon, with the same certificates."""
+        return connect(address, self.tls_dir, self.tls_name)
 
     def show(self, value: dict[str, Any], text: str) -> None:
         """The result on stdout, for programs or for people."""
@@ -53,8 +59,13 @@ def _set_daemon(context: click.Context, _parameter: click.Parameter, value: str 
             raise click.BadParameter(str(exc)) from None
 
 
+def _set_tls(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value and parameter.name and (session := context.find_object(Session)):
+        setattr(session, parameter.name, value)
+
+
 def shared_options(*, on_group: bool) -> list[click.Option]:
-    """`--daemon` and `--json`. The environment counts once, before the name of the command."""
+    """`--daemon`, `--json` and those of TLS. The environment counts once, before the name of the command."""
     return [
         click.Option(
             ["--daemon"],
@@ -63,6 +74,21 @@ def shared_options(*, on_group: bool) -> list[click.Option]:
             help=f"phauld to ask: unix:/PATH or HOST[:PORT]; default $PHAUL_DAEMON or {DEFAULT_DAEMON}.",
             expose_value=False,
             callback=_set_daemon,
+        ),
+        click.Option(
+            ["--tls-dir"],
+            metavar="DIR",
+            help="Certificates for a HOST: ca.crt, node.crt, node.key; none: in clear. Default $PHAUL_TLS_DIR, "
+            "else ~/.config/phaul/tls or /etc/phaul/tls if it is there.",
+            expose_value=False,
+            callback=_set_tls,
+        ),
+        click.Option(
+            ["--tls-name"],
+            metavar="NAME",
+            help="Node whose certificate HOST must show; default $PHAUL_TLS_NAME or HOST.",
+            expose_value=False,
+            callback=_set_tls,
         ),
         click.Option(["--json"], is_flag=True, help="Output for programs.", expose_value=False, callback=_set_json),
     ]

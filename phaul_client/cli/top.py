@@ -77,6 +77,7 @@ def heading(node: types_pb2.NodeInfo, migrations: list[Migration]) -> str:
             *([f"{doubt} in doubt"] if doubt else []),
             f"{format_bytes(node.capacity.memory_available_bytes)} memory available",
             f"phaul {node.version}, criu {node.criu.version_text}",
+            *(["insecure"] if node.insecure else []),
         ]
     )
 

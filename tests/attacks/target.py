@@ -72,12 +72,13 @@ class Target:
 
     @classmethod
     @contextlib.contextmanager
-    def running(cls, certificates: Path) -> Iterator[Self]:
-        """Start it, end it."""
+    def running(cls, certificates: Path, **settings: str) -> Iterator[Self]:
+        """Start it with these settings over those of the tests, end it."""
         directory = Path(tempfile.mkdtemp(prefix="phaul-target-"))
         flags = {"listen": "127.0.0.1:0", "data-port": "0", "unix": directory / "phauld.sock", "node-name": "target"}
         flags |= {f"{name}-dir": directory / name for name in ("state", "images", "log", "memory-images")}
         flags["tls-dir"] = certificates / "target"
+        flags |= {name.replace("_", "-"): value for name, value in settings.items()}
         argv = [str(PHAULD), *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
         target = cls(directory, certificates, argv, _start(argv, directory))
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from phaul_client.certs import issue
 from tests.attacks.target import Kind, Target
 
 pytestmark = pytest.mark.criu
@@ -52,3 +53,36 @@ async def test_phaul_refuses_an_older_daemon(certificates: Path) -> None:
         _, errors = await phaul.communicate()
     assert phaul.returncode == 6, errors
     assert connected == []
+
+
+async def test_files_that_are_no_certificates_leave_the_old_ones_in_force(certificates: Path, tmp_path: Path) -> None:
+    """Half a renewal, seen by a connection in between; the other half counts with the next one."""
+    shutil.copytree(certificates / "target", tmp_path / "tls")
+    with Target.running(certificates, tls_dir=str(tmp_path / "tls")) as target:
+        await answers(target)
+        for half in (b"", b"nonsense", (certificates / Kind.STRANGER / "node.crt").read_bytes()):
+            (tmp_path / "tls" / "node.crt").write_bytes(half)
+            await answers(target)
+        issue(certificates / "ca", "target", tmp_path / "new")
+        for name in ("node.key", "node.crt"):
+            os.replace(tmp_path / "new" / name, tmp_path / "tls" / name)
+        await answers(target)
+        pem = await asyncio.to_thread(shown, target)
+        assert pem == (tmp_path / "tls" / "node.crt").read_text()
+
+
+async def answers(target: Target) -> None:
+    async with target.channel(Kind.ADMIN) as channel:
+        await channel.unary_unary("/phaul.v1.Node/GetInfo")(b"", timeout=20)
+
+
+def shown(target: Target) -> str:
+    """The certificate that a new connection is shown."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(target.certificates / "ca" / "ca.crt")
+    context.set_alpn_protocols(["h2"])
+    with target.connect() as sock, context.wrap_socket(sock) as tls:
+        der = tls.getpeercert(binary_form=True)
+    assert der is not None
+    return ssl.DER_cert_to_PEM_cert(der)

@@ -1,5 +1,6 @@
 """Addresses, names, options: what the command line takes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phaul.v1 import types_pb2
-from phaul_client.cli.connection import parse_daemon, parse_host_port
+from phaul_client.cli.connection import parse_daemon, parse_host_port, tls_directory
 from phaul_client.cli.migrations import matching
 from phaul_client.cli.parameters import parse_grace, parse_signal, parse_target, parse_variable
 from phaul_client.cli.requests import build_options, words
@@ -198,3 +199,20 @@ def test_the_beginning_of_no_id_or_of_several() -> None:
     with pytest.raises(InvalidRequest, match="beginning of 2") as caught:
         matching(["abc", "abd", "abd"], "ab")
     assert "abc, abd" in caught.value.remedy
+
+
+def test_where_certificates_are(tmp_path: Path) -> None:
+    """A word counts; without one the first standard directory that has some, and only for what is not this machine."""
+    empty, own, system = (tmp_path / name for name in ("empty", "own", "system"))
+    for each in (empty, own, system):
+        each.mkdir()
+    for each in (own, system):
+        (each / "node.crt").touch()
+    standard = (empty, own, system)
+    assert tls_directory("node-b:7707", "", standard) == own
+    assert tls_directory("node-b:7707", "/elsewhere", standard) == Path("/elsewhere")
+    assert tls_directory("node-b:7707", "none", standard) is None
+    assert tls_directory("node-b:7707", "", (empty,)) is None
+    assert tls_directory("127.0.0.1:7707", "", standard) is None
+    assert tls_directory("127.0.0.1:7707", "/elsewhere", standard) == Path("/elsewhere")
+    assert tls_directory("unix:/run/x.sock", "/elsewhere", standard) is None

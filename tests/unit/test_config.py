@@ -36,6 +36,7 @@ def test_every_setting_is_a_flag_a_variable_and_a_key(file: Path, name: str) -> 
     kind, default = get_type_hints(Config)[name], getattr(Config(), name)
     by_kind = {bool: str(not default).lower(), int: "5", float: "5"}
     chosen = {"listen": "127.0.0.1:1", "http_listen": "127.0.0.1:2", "log_level": "error", "log_format": "json"}
+    chosen["socket_group"] = "daemon"
     text = chosen.get(name) or by_kind.get(kind, f"/x/{name}")
     flag = f"--{name.replace('_', '-')}"
     action = next(each for each in _parser()._actions if flag in each.option_strings)
@@ -156,3 +157,12 @@ def test_the_page_is_not_shown_to_the_network_unless_that_was_said() -> None:
     with pytest.raises(InvalidRequest, match="shows beyond this machine"):
         load_config(None, NO_ENVIRONMENT, {"http_listen": "0.0.0.0:7709"})
     assert load_config(None, NO_ENVIRONMENT, {"http_listen": "0.0.0.0:7709", "insecure": "true"}).http_listen
+
+
+def test_the_socket_goes_to_a_group_that_exists() -> None:
+    assert load_config(environment={}, flags={"socket_group": "daemon"}).socket_group == "daemon"
+    with pytest.raises(
+        InvalidRequest, match="--socket-group: socket_group: there is no group 'no-such-group'"
+    ) as refused:
+        load_config(environment={}, flags={"socket_group": "no-such-group"})
+    assert refused.value.remedy == "groupadd --system no-such-group"
