@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,7 +74,8 @@ async def test_files_that_are_no_certificates_leave_the_old_ones_in_force(certif
 
 async def answers(target: Target) -> None:
     async with target.channel(Kind.ADMIN) as channel:
-        await channel.unary_unary("/phaul.v1.Node/GetInfo")(b"", timeout=20)
+        ask: Any = channel.unary_unary("/phaul.v1.Node/GetInfo")
+        await ask(b"", timeout=20)
 
 
 def shown(target: Target) -> str:
