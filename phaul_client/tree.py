@@ -100,7 +100,7 @@ class Tree:
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
             for descriptor in self._pidfds.values():
-                await _ended(descriptor)
+                await ended(descriptor)
 
     def close(self) -> None:
         for descriptor in self._pidfds.values():
@@ -123,7 +123,7 @@ async def wait_until_gone(pid: int) -> None:
     except ProcessLookupError:
         return
     try:
-        await _ended(descriptor)
+        await ended(descriptor)
     finally:
         os.close(descriptor)
 
@@ -192,11 +192,12 @@ def _status_field(pid: int, name: str) -> str:
     return "0"
 
 
-async def _ended(pidfd: int) -> None:
+async def ended(pidfd: int) -> None:
+    """Wait until the process has ended."""
     loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
+    is_over = asyncio.Event()
+    loop.add_reader(pidfd, is_over.set)
     try:
-        await ended.wait()
+        await is_over.wait()
     finally:
         loop.remove_reader(pidfd)

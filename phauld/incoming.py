@@ -26,7 +26,7 @@ from phaul_client.hook_calls import Hooks, HookSettings
 from phaul_client.hooks import Facts, Hook, Side, parse_hook
 from phaul_client.images import relative_parent
 from phaul_client.movers import Addresses, find
-from phaul_client.tree import identity, is_alive, wait_until_gone
+from phaul_client.tree import identity
 from phaul_criu.child import Child, finish
 from phaul_criu.criu import Criu
 from phaul_criu.errors import CriuError, LazyPagesFailed
@@ -40,7 +40,7 @@ from phauld.fetching import Fetching
 from phauld.images import ImageWriter
 from phauld.journal import IncomingEntry, IncomingRecord
 from phauld.lazy_chain import has_parent, make_lazy, serve_chain
-from phauld.lazy_hold import Held, kill_tree
+from phauld.lazy_hold import Held, Left, kill_tree
 from phauld.page_stream import STREAM_SECONDS, PageStream, PipeTerms
 from phauld.placement import Promise
 from phauld.receiver import Server
@@ -166,7 +166,7 @@ class Session:
         self._page_source: Child | None = None  # serves earlier rounds to the lazy-pages child
         self._fetching: Fetching | None = None
         self._transitions = session.POSTCOPY_TRANSITIONS if incoming.postcopy else session.TRANSITIONS
-        self._lazy_left: dict[str, Any] | None = None  # the lazy-pages child of an earlier phauld
+        self._lazy_left: Left | None = None  # the lazy-pages child of an earlier phauld
         self._restoring: asyncio.Task[None] | None = None
         self._released: asyncio.Future[None] | None = None
         self._lease: asyncio.TimerHandle | None = None
@@ -215,7 +215,9 @@ class Session:
         self.pid = entry.detail.get("pid", 0)
         self._root = entry.detail.get("root", {})
         self._made = self.incoming.carried
-        self._lazy_left = entry.detail.get("lazy")
+        if "lazy" in entry.detail and not entry.cleaned:
+            with contextlib.suppress(OSError):  # it has ended
+                self._lazy_left = Left(entry.detail["lazy"])
         self._directory = Path(entry.detail.get("images", self._directory))
         if entry.failure is not None:
             self.failure = convert.error(entry.failure)
@@ -673,19 +675,19 @@ class Session:
             self._slot = None
         if self._restoring is not None:
             await asyncio.wait([self._restoring])
-        if self._lazy_left is not None and is_alive(self._lazy_left):
-            await wait_until_gone(self._lazy_left["pid"])
+        if self._lazy_left is not None:
+            status = await self._lazy_left.wait()
+            if status:
+                await self._lose_pages(LazyPagesFailed("lazy-pages", f"ended with {status}"))
+            elif status is None:
+                logger.warning("not known whether every page came migration_id=%s", self.incoming.migration_id)
+            self._let_go()
         if self._lazy is not None:
             lazy, self._lazy = self._lazy, None
             try:
                 await lazy.wait()
-            except CriuError as exc:  # pages are missing: better no process than one with zeros in their place
-                await kill_tree(self._root)
-                self.failure = exc
-                logger.error(
-                    "pages lost, the tree was killed migration_id=%s error=%s", self.incoming.migration_id, exc
-                )
-                self._journal.note_failure(json_format.MessageToDict(convert.failure(exc)))
+            except CriuError as exc:
+                await self._lose_pages(exc)
             self._let_go()
         if self._page_source is not None:
             await self._page_source.aclose(patience_seconds=STREAM_SECONDS)
@@ -709,8 +711,18 @@ class Session:
         except OSError as exc:  # the record says that it came only in part, and allows more than it should
             logger.error("sync not on record migration_id=%s error=%s", self.incoming.migration_id, exc)
 
+    async def _lose_pages(self, error: CriuError) -> None:
+        """Pages are missing: better no process than one with zeros in their place."""
+        await kill_tree(self._root)
+        self.failure = error
+        logger.error("pages lost, the tree was killed migration_id=%s error=%s", self.incoming.migration_id, error)
+        self._journal.note_failure(json_format.MessageToDict(convert.failure(error)))
+
     def _let_go(self) -> None:
         """Nobody waits for a page any more."""
+        if self._lazy_left is not None:
+            self._lazy_left.close()
+            self._lazy_left = None
         if self._held is not None:
             self._held.close()
             self._held = None
