@@ -74,6 +74,14 @@ class ContainerPlace:
         return {"container": json_format.MessageToDict(small), "directory": str(self.directory)}
 
     @property
+    def has_cgroup_namespace(self) -> bool:
+        """Whether its cgroups are the roots of what it sees. Of a place from the journal that is not known."""
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            namespaces = json.loads(self._container.config)["linux"]["namespaces"]
+            return any(each["type"] == "cgroup" for each in namespaces)
+        return False
+
+    @property
     def rootfs(self) -> Path:
         return self.directory / "rootfs"
 

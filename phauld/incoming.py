@@ -254,7 +254,11 @@ class Session:
         try:
             await self._stream.open()
             await asyncio.to_thread(self.sync.open)
-            self._slot = await self._workloads.restore_under_shim(self.incoming.spec, self._criu.binary)
+            self._slot = await self._workloads.restore_under_shim(
+                self.incoming.spec,
+                self._criu.binary,
+                new_cgroup_namespace=self._container is not None and self._container.has_cgroup_namespace,
+            )
             self._journal.note(
                 images=str(self._directory),
                 record=str(self._slot.directory),
@@ -564,6 +568,7 @@ class Session:
             if self._container is not None:
                 options = self._container.restore_options(options)
                 await self._container.enter(await self._slot.criu_pid())
+                self._slot.go()
             if self._fetching is not None and self._fetched_round is not None:
                 self._journal.note(fetching=True)
                 await self._fetching.start(self._criu.binary, self._fetched_round)

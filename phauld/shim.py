@@ -22,6 +22,7 @@ import sys
 import time
 
 CLONE_NEWTIME = 0x00000080
+CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWPID = 0x20000000
 PR_SET_CHILD_SUBREAPER = 36
 PF_EXITING = 4  # include/linux/sched.h
@@ -255,9 +256,21 @@ def heed_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def restore(directory: str, swrk_fd: int, criu: str) -> None:
+def enter_container(go_fd: int) -> None:
+    """In the child: once phauld has put it into the container's cgroups, it makes them the root of what the tree sees.
+
+    The end of the pipe without a word is the end of the restore: it was given up, or phauld was killed.
+    """
+    heed_sigterm()
+    if not os.read(go_fd, 1):
+        os._exit(127)
+    libc_call("unshare", CLONE_NEWCGROUP)
+
+
+def restore(directory: str, swrk_fd: int, criu: str, go_fd: int | None = None) -> None:
     """Be the parent of the criu that restores a tree, then of the tree."""
-    criu_pid = fork_exec([criu, "swrk", str(swrk_fd)], (swrk_fd,), heed_sigterm)
+    prepare = heed_sigterm if go_fd is None else lambda: enter_container(go_fd)
+    criu_pid = fork_exec([criu, "swrk", str(swrk_fd)], (swrk_fd,), prepare)
     os.close(swrk_fd)
     _, status = os.waitpid(criu_pid, 0)  # of no other: a tree that has ended by now is to be told of like any other
     roots = children()
@@ -287,7 +300,10 @@ def main() -> None:
     if mode == "run":
         run(directory, fd)
     else:
-        restore(directory, fd, sys.argv[4])
+        go_fd = int(sys.argv[5]) if sys.argv[5:] else None
+        if go_fd is not None:
+            os.set_inheritable(go_fd, False)
+        restore(directory, fd, sys.argv[4], go_fd)
 
 
 if __name__ == "__main__":

@@ -149,21 +149,32 @@ class Workloads:
                 raise
         return outcome
 
-    async def restore_under_shim(self, spec: WorkloadSpec, criu: Path) -> "RestoreSlot":
-        """Start a shim with a `criu swrk` below it, ready for a restore request. Raises `WorkloadExists`."""
+    async def restore_under_shim(
+        self, spec: WorkloadSpec, criu: Path, *, new_cgroup_namespace: bool = False
+    ) -> "RestoreSlot":
+        """Start a shim with a `criu swrk` below it, ready for a restore request. Raises `WorkloadExists`.
+
+        With a new cgroup namespace criu waits for `RestoreSlot.go`: the cgroups that it is in by then are its roots.
+        """
         self._check_free(spec.name)
         directory = self._make_record(spec)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        go_fds = os.pipe() if new_cgroup_namespace else ()
         try:
             fd = theirs.fileno()
-            child = await self._start_shim(("restore", str(directory), str(fd), str(criu)), fd)
+            arguments = ("restore", str(directory), str(fd), str(criu), *map(str, go_fds[:1]))
+            child = await self._start_shim(arguments, fd, *go_fds[:1])
         except BaseException:
             ours.close()
+            for go_fd in go_fds[1:]:
+                os.close(go_fd)
             shutil.rmtree(directory, ignore_errors=True)
             raise
         finally:
             theirs.close()
-        return RestoreSlot(self, directory, ours, child)
+            for go_fd in go_fds[:1]:
+                os.close(go_fd)
+        return RestoreSlot(self, directory, ours, child, go_fds[1] if go_fds else None)
 
     def found_slot(self, directory: Path) -> "RestoreSlot":
         """What an earlier phauld had begun to restore in `directory`."""
@@ -217,9 +228,9 @@ class Workloads:
             task.cancel()
         await asyncio.gather(*self._reapers, return_exceptions=True)
 
-    async def _start_shim(self, arguments: tuple[str, ...], fd: int) -> Child:
+    async def _start_shim(self, arguments: tuple[str, ...], *fds: int) -> Child:
         scope = in_scope("tree", Path(arguments[1]).name)
-        child = await spawn([*scope, *_SHIM, *arguments], pass_fds=(fd,))
+        child = await spawn([*scope, *_SHIM, *arguments], pass_fds=fds)
         task = asyncio.create_task(child.wait(), name=f"shim-{child.pid}")
         self._reapers.add(task)
         task.add_done_callback(self._reapers.discard)
@@ -282,8 +293,16 @@ class Workloads:
 class RestoreSlot:
     """A shim with the criu that restores below it; `keep` or `discard` ends it."""
 
-    def __init__(self, workloads: Workloads, directory: Path, swrk: socket.socket | None, child: Child | None) -> None:
+    def __init__(
+        self,
+        workloads: Workloads,
+        directory: Path,
+        swrk: socket.socket | None,
+        child: Child | None,
+        go_fd: int | None = None,
+    ) -> None:
         self._swrk = swrk
+        self._go_fd = go_fd  # where criu waits for a word
         self._child = child  # the shim, if it is ours
         self._workloads = workloads
         self.directory = directory
@@ -310,6 +329,13 @@ class RestoreSlot:
                     return found[0]
                 await asyncio.sleep(POLL_SECONDS)
 
+    def go(self) -> None:
+        """criu is in the cgroups that it is to be in. Raises `OSError` if it has ended."""
+        if self._go_fd is not None:
+            go_fd, self._go_fd = self._go_fd, None
+            with os.fdopen(go_fd, "wb", buffering=0) as pipe:
+                pipe.write(b".")
+
     def release(self) -> None:
         """The tree is about to be let go: from now on its shim asks the tree, not criu, whether it ran."""
         (self.directory / "released").touch(mode=0o600)
@@ -331,6 +357,9 @@ class RestoreSlot:
         """The tree never ran, and criu's connection is closed: wait until its shim has cleaned up, and forget it."""
         if self._swrk is not None:
             self._swrk.close()
+        if self._go_fd is not None:
+            os.close(self._go_fd)
+            self._go_fd = None
         try:
             async with asyncio.timeout(EXIT_RECORD_TIMEOUT_SECONDS):
                 await self._ended()

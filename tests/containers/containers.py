@@ -135,8 +135,10 @@ class Container:
         """Run it, detached, with a volume and a network."""
         container = cls(runtime, name, volume)
         bundle = node.root / "run/bundle" / name
-        await asyncio.to_thread(_make_bundle, bundle, volume, network)
         inside = f"/run/bundle/{name}"
+        await node.run(["mkdir", "-p", inside])
+        await node.run(["runc", "spec", "--bundle", inside])  # it looks which cgroups the node has
+        await asyncio.to_thread(_fill_bundle, bundle, volume, network)
         words = [runtime, *container.flags, "run", "--detach", "--bundle", inside, name]
         await node.run(["sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh", *words])
         pid = (await container.state(node))["pid"]
@@ -181,15 +183,13 @@ ip link set vweb master "$2" up
 """
 
 
-def _make_bundle(bundle: Path, volume: Path, network: bool) -> None:
+def _fill_bundle(bundle: Path, volume: Path, network: bool) -> None:
     volume.mkdir(exist_ok=True)
-    bundle.mkdir(parents=True)
     subprocess.run(["cp", "-a", TREE, bundle / "rootfs"], check=True)
     app = bundle / "rootfs" / "app"
     app.mkdir()
     for name in ("in_container.py", "tcp_echo.py"):
         shutil.copy(VICTIMS / name, app)
-    subprocess.run(["runc", "spec", "--bundle", bundle], check=True)
     file = bundle / "config.json"
     config = json.loads(file.read_text())
     config["process"]["terminal"] = False
@@ -197,7 +197,7 @@ def _make_bundle(bundle: Path, volume: Path, network: bool) -> None:
         "/usr/bin/python3",
         "-IS",
         "/app/in_container.py",
-        *([ADDRESS, str(PORT)] if network else []),
+        *(["0.0.0.0", str(PORT)] if network else []),
     ]
     config["root"]["readonly"] = False
     config["mounts"].append({"destination": "/data", "type": "bind", "source": str(volume), "options": ["rbind", "rw"]})

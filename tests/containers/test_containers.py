@@ -56,6 +56,10 @@ async def test_there_and_back(nodes: Nodes, tmp_path: Path, runtime: str) -> Non
     assert (state["status"], state["pid"]) == ("running", report["destination_pid"])
     assert whole(log_of(b, state), before)
     assert await mounts_at(b) == []
+    if runtime == "runc":  # cgroups of version 2: a namespace of its own
+        assert (await b.run(["runc", "exec", container.name, "cat", "/proc/1/cgroup"])).stdout.splitlines()[
+            -1
+        ] == "0::/"
     done = await b.run([runtime, *container.flags, "exec", container.name, "cat", "/proc/1/cmdline"])
     assert "in_container.py" in done.stdout
     status, report = await migrate(b, str(container), a, "--tcp", "keep")
