@@ -15,8 +15,8 @@ from typing import Any, Final, Self
 from phaul_client.postcopy import RelayGone, RelaySilent
 from phaul_criu.errors import LazyPagesFailed
 from phaul_criu.pagemaps import lazy_pages
+from phauld import unattended
 from phauld.dataport import DataPort, Expected
-from phauld.lazy_hold import kill_tree
 from phauld.relays import Relay
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Fetching:
         status = await self.relay.criu_ended()
         self._watch.cancel()
         if status != 0 and self.is_filling:
-            await kill_tree(root)
+            await unattended.kill(root)
             await self.relay.kill()
             raise LazyPagesFailed("lazy-pages", f"ended with {status}: pages of the tree are lost, it was killed")
         self.is_filling = False

@@ -33,14 +33,14 @@ from phaul_criu.errors import CriuError, LazyPagesFailed
 from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.requests import RestoreOptions
 from phaul_criu.swrk import Notification, Swrk
-from phauld import convert, session
+from phauld import convert, session, unattended
 from phauld.container_place import ContainerPlace
 from phauld.dataport import DataPort
 from phauld.fetching import Fetching
 from phauld.images import ImageWriter
 from phauld.journal import IncomingEntry, IncomingRecord
 from phauld.lazy_chain import has_parent, make_lazy, serve_chain
-from phauld.lazy_hold import Held, Left, kill_tree
+from phauld.lazy_hold import Held, Left
 from phauld.page_stream import STREAM_SECONDS, PageStream, PipeTerms
 from phauld.placement import Promise
 from phauld.receiver import Server
@@ -633,7 +633,12 @@ class Session:
         """The shim decides: it outlived phauld, and it looks at the tree once criu is gone."""
         assert self._slot is not None
         self.pid = await self._slot.outcome() or self.pid
-        self._post(Event.TREE_RUNS if self._slot.ran else Event.TREE_NEVER_RAN)
+        if self._slot.is_unattended:
+            logger.error("the shim was killed, its tree is looked at migration_id=%s", self.incoming.migration_id)
+            ran = await unattended.runs(self._root, self._criu.binary)
+        else:
+            ran = self._slot.ran
+        self._post(Event.TREE_RUNS if ran else Event.TREE_NEVER_RAN)
 
     async def _kill_tree(self) -> None:
         await self._addresses_are("muted", self._addresses.mute)  # the end of its connections is nobody's business
@@ -652,6 +657,7 @@ class Session:
         if self._slot is not None:
             await self._slot.discard()
             self._slot = None
+        await unattended.kill(self._root)  # if there was no shim to do it
         self._let_go()
 
     async def _addresses_are(self, done: str, act: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -676,7 +682,7 @@ class Session:
             await self._container_is("unmounted", self._container.leave)
         self._keep_directories()
         if self._slot is not None:
-            self._slot.keep(self.incoming.spec.name)
+            self._slot.keep(self.incoming.spec.name, self._root)
             self._slot = None
         if self._restoring is not None:
             await asyncio.wait([self._restoring])
@@ -718,7 +724,7 @@ class Session:
 
     async def _lose_pages(self, error: CriuError) -> None:
         """Pages are missing: better no process than one with zeros in their place."""
-        await kill_tree(self._root)
+        await unattended.kill(self._root)
         self.failure = error
         logger.error("pages lost, the tree was killed migration_id=%s error=%s", self.incoming.migration_id, error)
         self._journal.note_failure(json_format.MessageToDict(convert.failure(error)))

@@ -7,14 +7,13 @@ of it, a task that wants the page waits: it can be killed, but it cannot run on 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import struct
 from collections.abc import Mapping
 from typing import Any, Final, Self
 
-from phaul_client.tree import Tree, ended, is_alive
+from phaul_client.tree import ended, is_alive
 from phauld.relay import userfaultfds
 
 PIDFD_GET_INFO: Final = 0xC040FF0B
@@ -84,10 +83,3 @@ class Left:
         """What waits for a page gets zeros."""
         self._held.close()
         os.close(self._pidfd)
-
-
-async def kill_tree(root: Mapping[str, Any]) -> None:
-    """Kill what was restored, to the last task."""
-    if root and is_alive(root):
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError), Tree.below(root["pid"]) as tree:
-            await tree.kill()

@@ -207,6 +207,8 @@ def was_let_go(pid: int, criu: str) -> bool | None:
                     return not (len(fields) == 5 and fields[1].startswith(b"rwx"))
     except (FileNotFoundError, ProcessLookupError):
         pass  # it has ended, so it was let go
+    except OSError:
+        return False  # what cannot be looked at is not taken for running: it is killed, and runs on at its source
     return True
 
 
@@ -223,15 +225,27 @@ def is_zombie(pid: int) -> bool:
 
 def is_ending(pid: int) -> bool:
     """Whether a process is on its way out, by itself or killed: which of them is known when it is a zombie."""
+    state, is_on_its_way = ending(pid)
+    return state != b"Z" and is_on_its_way
+
+
+def is_dead(pid: int) -> bool:
+    """Whether a process, not necessarily a child, has ended or is about to."""
+    state, is_on_its_way = ending(pid)
+    return state in (b"", b"Z", b"X") or is_on_its_way
+
+
+def ending(pid: int) -> tuple[bytes, bool]:
+    """Its state, which is empty if there is no such process; whether it is on its way out."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
         with open(f"/proc/{pid}/status", "rb") as file:
             pending = [int(line.split()[1], 16) for line in file if line.startswith((b"SigPnd:", b"ShdPnd:"))]
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return b"", False
     killed = any(mask >> (signal.SIGKILL - 1) & 1 for mask in pending)
-    return fields[0] != b"Z" and (killed or bool(int(fields[6]) & PF_EXITING))
+    return fields[0], killed or bool(int(fields[6]) & PF_EXITING)
 
 
 def look_at(directory: str, roots: list[int], criu: str) -> bool:
@@ -245,7 +259,7 @@ def look_at(directory: str, roots: list[int], criu: str) -> bool:
         is_on_its_way = any(map(is_ending, roots))
         found = [was_let_go(pid, criu) for pid in descendants(roots)]
         if not is_on_its_way and all(found):
-            return True
+            return not any(was_killed(root) for root in roots)  # while it was looked at
         always_busy = always_busy and not is_on_its_way and False not in found
         time.sleep(LOOK_SECONDS)
     return always_busy

@@ -349,8 +349,17 @@ class RestoreSlot:
         tree = _read_json(self.directory / "tree.json")
         return tree["pid"] if tree is not None and is_alive(tree) else None
 
-    def keep(self, name: str) -> None:
+    @property
+    def is_unattended(self) -> bool:
+        """Whether the shim was killed before it had said anything about the tree."""
+        said = any((self.directory / name).exists() for name in ("tree.json", "exit.json"))
+        return not said and not self._shim_lives()
+
+    def keep(self, name: str, root: Mapping[str, Any]) -> None:
         """The tree runs: its record stands for the name from now on."""
+        if root and self.is_unattended:  # else nobody could find it
+            with contextlib.suppress(OSError):
+                shim.write_json(os.fspath(self.directory), "tree.json", dict(root))
         self._workloads.forget_older(name, self.directory)
 
     async def discard(self) -> None:

@@ -66,6 +66,7 @@ class Run:
             "repeat": self._repeat,
             "wait-5-seconds": lambda: asyncio.sleep(5),
             "kill-lazy-pages": self._kill_lazy_pages,
+            "kill-destination-shim": self._kill_shim,
             "cancel": self._cancel,
             "destination-images-full": lambda: self._fill("b", IMAGES_DIR, MEMORY_DIR),
             "source-images-full": lambda: self._fill("a", IMAGES_DIR, MEMORY_DIR),
@@ -187,6 +188,9 @@ class Run:
     async def _kill_lazy_pages(self) -> None:
         kill_lazy_pages(self._bench.nodes["b"])
 
+    async def _kill_shim(self) -> None:
+        kill_one(self._bench.nodes["b"], "shim.py restore ")
+
     async def _make_read_only(self, name: str, *directories: Path) -> None:
         node = self._bench.nodes[name]
 
@@ -210,7 +214,12 @@ def _is_pipe(command_line: Path) -> bool:
 
 def kill_lazy_pages(node: Node) -> None:
     """SIGKILL the `criu lazy-pages` of a node."""
-    (pid,) = [pid for pid, words in processes(node) if "lazy-pages -D" in words and "python" not in words]
+    kill_one(node, "lazy-pages -D", but_not="python")
+
+
+def kill_one(node: Node, words: str, *, but_not: str = "\0") -> None:
+    """SIGKILL the one process of a node whose command line has these words."""
+    (pid,) = [pid for pid, line in processes(node) if words in line and but_not not in line]
     process = os.open(node.root / f"proc/{pid}", os.O_DIRECTORY)  # the pid is the node's own; a descriptor finds it
     signal.pidfd_send_signal(process, signal.SIGKILL)
     os.close(process)

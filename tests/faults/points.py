@@ -176,6 +176,29 @@ def _disks() -> Iterator[Point]:
         yield Point(fault=fault, at="b:restore:pre-resume:notify", outcomes=MOVED, first=full)
 
 
+def _shims() -> Iterator[Point]:
+    """The parent of the restored tree, and whoever else could say what became of it."""
+    shim = "kill-destination-shim"
+    told = (("b:restore:post-restore:answer", shim),)
+    for tree in ("one", "outside"):
+        for at in (
+            "b:restore:pre-restore:notify",
+            "b:restore:post-restore:notify",
+            "b:restore:post-restore:answer",
+            "b:restore:post-resume:notify",
+        ):
+            yield Point(fault=shim, at=at, outcomes=MOVED, tree=tree)
+        for fault in ("kill-destination-phauld", "kill-destination-criu"):
+            yield Point(fault=fault, at="b:restore:pre-resume:notify", outcomes=EITHER, tree=tree, first=told)
+        yield Point(
+            fault="kill-destination-phauld",
+            at="b:restore:post-restore:notify",
+            outcomes=RESUMED,
+            tree=tree,
+            first=(("b:restore:pre-restore:notify", shim),),
+        )
+
+
 def _others() -> Iterator[Point]:
     for tree in ("three", "outside"):
         yield Point(fault="kill-source-phauld", at="a:dump:post-dump:notify", outcomes=RESUMED, tree=tree)
@@ -201,5 +224,6 @@ POINTS: Final = (
     *_links(),
     *_calls(),
     *_disks(),
+    *_shims(),
     *_others(),
 )
