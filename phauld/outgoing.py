@@ -162,6 +162,7 @@ class Outgoing:
         self._can_throttle = False
         self._pipe = PipeChoice(uses_pipe=False, text="")
         self._container = types_pb2.Container()  # what the destination is told of it, if it is one
+        self._baggage: Baggage | None = None  # its files
         self._leaving: dict[str, Any] | None = None  # what is left of it here, for the journal
         self._here: tuple[Address, ...] = ()  # the addresses that move along, as they are here
         self._there: tuple[Address, ...] = ()  # and as the destination is to have them
@@ -386,6 +387,12 @@ class Outgoing:
         await asyncio.to_thread(unlock_network, self._directory / LAST_DUMP)
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
+    async def _tell_of_files(self) -> None:
+        while self._baggage is not None:
+            self.record.status_text = f"sends the root file system: {self._baggage.bytes >> 20} MiB"
+            await self._notify()
+            await asyncio.sleep(PROGRESS_SECONDS)
+
     def _addresses(self, addresses: Sequence[Address]) -> Addresses:
         return Links(addresses, self._leaving["links"]) if self._leaving is not None else Addresses(addresses)
 
@@ -486,13 +493,14 @@ class Outgoing:
         )
         container = self._target.container
         if container is not None:
+            self._baggage = Baggage(container.rootfs, self._target.pid, remote)
             self._leaving = leaving(container, tuple(link.outer for link in self._container.links))
             self._journal.note(container=self._leaving)
         settings = Settings(
             dump=dataclasses.replace(
                 dump_options(self._target.pid, self._chosen), external=tuple(dump_externals(self._container.mounts))
             ),
-            baggage=Baggage(container.rootfs, self._target.pid, remote) if container is not None else None,
+            baggage=self._baggage,
             root=self._target.identity,
             carried=self._carried(),
             freeze_budget_seconds=self._options.freeze_budget_seconds,
@@ -730,7 +738,12 @@ class Outgoing:
         return message
 
     async def _move(self, local: CriuLocal, remote: GrpcRemote, choice: Choice) -> None:
-        await local.carry_beforehand()
+        telling = asyncio.create_task(self._tell_of_files())
+        try:
+            await local.carry_beforehand()
+        finally:
+            telling.cancel()
+            self.record.status_text = ""
         self.record.status_text = f"copies files: {', '.join(self._options.sync)}" if self._options.sync else ""
         await local.copy_files()
         self.record.status_text = ""

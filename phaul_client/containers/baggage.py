@@ -47,7 +47,7 @@ class Baggage:
         self._pid = pid
         self._remote = remote
         self._known: Look = {}
-        self.bytes = 0
+        self.bytes = 0  #: sent
 
     async def first(self) -> None:
         """Send everything, then what has changed meanwhile; the tree runs. Raises `PeerError`, `PhaulError`."""
@@ -87,8 +87,7 @@ class Baggage:
             write_end = -1
             async with tar, _reader(read_end) as reader:
                 read_end = -1
-                answer = await self._remote.put_files(self._messages(found.deleted, reader), WHOLE_SECONDS)
-                self.bytes += answer.bytes
+                await self._remote.put_files(self._messages(found.deleted, reader), WHOLE_SECONDS)
                 status = await tar.wait()
             return status, tar.stderr_tail
         finally:
@@ -107,6 +106,7 @@ class Baggage:
         yield first
         while data := await reader.read(PIECE_BYTES):
             yield remote_pb2.PutFilesRequest(data=data)
+            self.bytes += len(data)
         yield remote_pb2.PutFilesRequest(complete=True)
 
 

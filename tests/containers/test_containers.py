@@ -176,3 +176,24 @@ async def test_what_cannot_move_is_told_beforehand(nodes: Nodes, tmp_path: Path)
     assert status == REFUSED, told(report)
     await other.beats()
     await container.beats()
+
+
+@SELDOM
+async def test_a_runtime_that_fails_there_leaves_it_here(nodes: Nodes, tmp_path: Path) -> None:
+    a, b, _ = nodes
+    container = await Container.start(a, "runc", tmp_path / "volume")
+    await b.run(["sh", "-c", "mkdir -p /run/runc && mount -t tmpfs -o ro none /run/runc"])
+    status, report = await migrate(a, str(container), b)
+    assert status == ROLLED_BACK, told(report)
+    assert "read-only file system" in report["error"]["message"]
+    await runs_only_at(nodes, container, a)
+
+
+@SELDOM
+@pytest.mark.parametrize("options", [("--restore", "lazy"), ("--mode", "post-copy")], ids=lambda options: options[1])
+async def test_memory_that_comes_later(nodes: Nodes, tmp_path: Path, options: tuple[str, ...]) -> None:
+    a, b, _ = nodes
+    container = await Container.start(a, "runc", tmp_path / "volume")
+    status, report = await migrate(a, str(container), b, *options)
+    assert status == 0, told(report)
+    await runs_only_at(nodes, container, b)

@@ -21,7 +21,7 @@ from phaul_client.remote import GrpcRemote
 from phaul_client.stream import Preamble, StreamKind
 from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
-from phauld import convert, incoming
+from phauld import convert, page_stream
 from phauld.dataport import DataPort
 from phauld.incoming import Session
 from phauld.interceptor import ErrorInterceptor
@@ -342,7 +342,7 @@ async def test_a_lease_has_a_longest_and_a_default(there: Destination) -> None:
 
 
 async def test_calls_out_of_order_change_nothing(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incoming, "STREAM_SECONDS", 0.2)
+    monkeypatch.setattr(page_stream, "STREAM_SECONDS", 0.2)
     await there.stub.OpenSession(opening())
     async with there.remote() as remote:
         assert await reason(remote.restore(image_files=0, timeout_seconds=5)) == "WRONG_PHASE"
