@@ -17,7 +17,7 @@ import grpc
 from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, types_pb2
-from phaul_client.containers.inspect import Found, find_container
+from phaul_client.containers.inspect import Found, container_of, find_container
 from phaul_client.containers.runtimes import parse_container
 from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError, TooManyMigrations, WorkloadNotFound
 from phaul_client.tree import identity
@@ -277,6 +277,8 @@ def find_target(
             workload = workloads.by_pid(pid)
         case _:
             raise InvalidRequest("neither a pid nor a workload was named")
+    if (container := container_of(pid)) is not None:
+        return _container_target(container, workloads)
     return _target(pid, workload)
 
 

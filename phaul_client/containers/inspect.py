@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from phaul.v1 import types_pb2
 from phaul_client.containers.mounts import outside, parse_mounts
-from phaul_client.containers.runtimes import ContainerName, Init, Record, Runtime, runtime_of
+from phaul_client.containers.runtimes import RUNTIMES, ContainerName, Init, Record, Runtime, runtime_of
 from phaul_client.errors import PhaulError, WorkloadNotFound
 from phaul_client.tree import identity
 from phaul_criu import child
@@ -49,6 +50,22 @@ def find_container(name: ContainerName) -> Found:
         raise PhaulError(f"{name} does not run here", reason="WRONG_PHASE", remedy=f"{runtime.name} list")
     config = json.loads((Path(init.bundle) / "config.json").read_text(encoding="utf-8"))
     return Found(name=name, runtime=runtime, init=init, config=config)
+
+
+def container_of(pid: int) -> Found | None:
+    """The container whose init this is, if it is one that moves by name."""
+    try:
+        if os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino:
+            return None
+    except OSError:
+        return None
+    for runtime in RUNTIMES.values():
+        for record in Path(runtime.state_root).glob(f"*/{runtime.record}") if runtime.state_root else ():
+            with contextlib.suppress(PhaulError, OSError, ValueError, KeyError, TypeError):
+                found = find_container(ContainerName(runtime.name, record.parent.name))
+                if found.init.pid == pid:
+                    return found
+    return None
 
 
 def record_path(runtime: Runtime, container_id: str) -> Path:

@@ -62,7 +62,8 @@ async def test_there_and_back(nodes: Nodes, tmp_path: Path, runtime: str) -> Non
         ] == "0::/"
     done = await b.run([runtime, *container.flags, "exec", container.name, "cat", "/proc/1/cmdline"])
     assert "in_container.py" in done.stdout
-    status, report = await migrate(b, str(container), a, "--tcp", "keep")
+    as_a_workload = f"{runtime}-{container.name}"  # so it is called in `phaul ps`, and by `phaul drain`
+    status, report = await migrate(b, as_a_workload, a, "--tcp", "keep")
     assert status == 0, told(report)
     await progress(result)
     state = await container.state(a)
