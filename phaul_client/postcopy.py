@@ -24,9 +24,10 @@ from phaul_client.commit import Do, Event, Phase
 from phaul_client.config import Config
 from phaul_client.coordinator import Journal, Recovery, nothing
 from phaul_client.doubt import Doubt
-from phaul_client.errors import PeerError, PeerRefused, PhaseError, PhaulError
+from phaul_client.errors import InvalidRequest, PeerError, PeerRefused, PhaseError, PhaulError
 from phaul_client.images import relative_parent
 from phaul_client.local import CriuLocal, Settings
+from phaul_client.pipe import PipeTls
 from phaul_client.remote import GrpcRemote
 from phaul_client.stream import StreamKind
 from phaul_client.timeline import Step
@@ -74,7 +75,7 @@ class ServingRelay(Protocol):
 
     async def status(self) -> RelayStatus: ...
 
-    async def link(self, sock: socket.socket) -> None: ...
+    async def link(self, sock: socket.socket, tls: PipeTls | None = None) -> None: ...
 
     async def finish(self) -> None: ...
 
@@ -92,14 +93,28 @@ class Progress:
 #: Starts a relay with a `criu swrk` below it: the relay, and the connection to criu.
 StartRelay = Callable[[], Awaitable[tuple[ServingRelay, socket.socket]]]
 OnProgress = Callable[[Progress], None]
+#: How the relays talk, asked for each connection; `None`: in clear. Raises `InvalidRequest`.
+LinkTls = Callable[[], PipeTls | None]
+
+
+def in_clear() -> PipeTls | None:
+    """No TLS."""
+    return None
 
 
 class Serving:
     """Keeps the relay linked and asks the destination, until it needs no more pages."""
 
     def __init__(
-        self, migration_id: str, remote: GrpcRemote, relay: ServingRelay, doubt: Doubt, on_progress: OnProgress
+        self,
+        migration_id: str,
+        remote: GrpcRemote,
+        relay: ServingRelay,
+        doubt: Doubt,
+        on_progress: OnProgress,
+        tls: LinkTls = in_clear,
     ) -> None:
+        self._tls = tls
         self._migration_id = migration_id
         self._remote = remote
         self._relay = relay
@@ -107,8 +122,9 @@ class Serving:
         self._on_progress = on_progress
 
     async def link(self) -> None:
-        """Connect the relay to the destination. Raises `PeerError`, `RelayGone`."""
-        await self._relay.link(await self._remote.open_stream(StreamKind.LAZY_PAGES))
+        """Connect the relay to the destination. Raises `PhaulError`: `PeerError`, `RelayGone`, or of the policy."""
+        tls = self._tls()
+        await self._relay.link(await self._remote.open_stream(StreamKind.LAZY_PAGES, tls=tls is not None), tls)
 
     @contextlib.asynccontextmanager
     async def linked(self, on_gone: Callable[[RelayGone], None] = lambda _: None) -> AsyncIterator[None]:
@@ -158,7 +174,7 @@ class Serving:
                 logger.warning("relay silent migration_id=%s error=%s", self._migration_id, exc)
             except RelayGone as exc:
                 return on_gone(exc)
-            except PeerError as exc:
+            except (PeerError, InvalidRequest) as exc:  # the latter while the policy cannot be read
                 is_over = isinstance(exc, PeerRefused) and exc.reason == PhaseError.default_reason
                 level = logging.DEBUG if is_over else logging.WARNING
                 logger.log(level, "page link not made migration_id=%s error=%s", self._migration_id, exc)
@@ -186,11 +202,13 @@ class PostcopyLocal(CriuLocal):
         *,
         start_relay: StartRelay,
         on_progress: OnProgress,
+        tls: LinkTls = in_clear,
         on_phase: Callable[[Phase], None] = lambda _: None,
         clean_up: Callable[[], Awaitable[None]] = nothing,
     ) -> None:
         super().__init__(migration_id, remote, journal, settings, on_phase=on_phase, clean_up=clean_up)
         self._start_relay = start_relay
+        self._tls = tls
         self._on_progress = on_progress
         self._relay: ServingRelay | None = None
         self._pages: Serving | None = None
@@ -235,7 +253,9 @@ class PostcopyLocal(CriuLocal):
         try:
             status = await self._relay.status()
             self._criu = identity(status.criu_pid)
-            self._pages = Serving(self._migration_id, self._remote, self._relay, self._doubt, self._on_progress)
+            self._pages = Serving(
+                self._migration_id, self._remote, self._relay, self._doubt, self._on_progress, self._tls
+            )
             await self._pages.link()
             self._stopped_before = stopped_pids(pid)
             self._journal.note(
@@ -368,6 +388,7 @@ class PostcopyRecovery(Recovery):
         criu: Mapping[str, Any],
         doubt: Doubt,
         on_progress: OnProgress,
+        tls: LinkTls = in_clear,
         on_phase: Callable[[Phase], None] = lambda _: None,
         clean_up: Callable[[], Awaitable[None]] = nothing,
     ) -> None:
@@ -377,7 +398,7 @@ class PostcopyRecovery(Recovery):
         self._transitions = commit.POSTCOPY_TRANSITIONS
         self._relay = relay
         self._criu = criu
-        self._pages = Serving(migration_id, remote, relay, doubt, on_progress)
+        self._pages = Serving(migration_id, remote, relay, doubt, on_progress, tls)
 
     async def run(self) -> Phase:
         assert self._tree is not None

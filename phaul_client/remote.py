@@ -140,9 +140,9 @@ class GrpcRemote:
         self._lease = Lease(self.address, seconds, self._renew, lambda error: self.on_lost(error))
         return answer
 
-    async def open_stream(self, kind: StreamKind) -> socket.socket:
-        """One more connection to the data port, the caller's. Raises `PeerError`."""
-        request = remote_pb2.OpenStreamRequest(migration_id=self.migration_id, kind=STREAM_KINDS[kind])
+    async def open_stream(self, kind: StreamKind, *, tls: bool = False) -> socket.socket:
+        """One more connection to the data port, the caller's; with `tls` a handshake comes next. Raises `PeerError`."""
+        request = remote_pb2.OpenStreamRequest(migration_id=self.migration_id, kind=STREAM_KINDS[kind], tls=tls)
         answer = await self._call(self._stub.OpenStream(request, timeout=CALL_SECONDS))
         host = self.address.rpartition(":")[0].strip("[]")
         return await self._connect(host, answer.data_port, self._preamble(kind, answer))

@@ -26,6 +26,7 @@ from phaul_client.hook_calls import Hooks, HookSettings
 from phaul_client.hooks import Facts, Hook, Side, parse_hook
 from phaul_client.images import relative_parent
 from phaul_client.movers import Addresses, find
+from phaul_client.pipe import PipeTls
 from phaul_client.tree import identity
 from phaul_criu.child import Child, finish
 from phaul_criu.criu import Criu
@@ -286,12 +287,12 @@ class Session:
             raise
         self.renew()
 
-    def open_stream(self) -> bytes:
+    def open_stream(self, tls: PipeTls | None) -> bytes:
         """A token for one more connection, which goes to the relay. Raises `PhaseError`."""
         is_over = self._phase is Phase.ABORTED or (self._phase is Phase.RUNNING and not self.is_filling)
         if self._fetching is None or is_over:
             raise PhaseError(self._phase, "OPEN_STREAM")
-        expected, task = self._fetching.expect(self._data_port, self.incoming.lease_seconds or STREAM_SECONDS)
+        expected, task = self._fetching.expect(self._data_port, self.incoming.lease_seconds or STREAM_SECONDS, tls)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return expected.token

@@ -20,7 +20,8 @@ from phauld.guard import Guard
 from phauld.sync_records import SyncRecords
 
 SYNC_FEATURE: Final = "sync-v1"
-API_FEATURES: Final = ("commit-v1", "put-images-v1", pipe_choice.API_FEATURE, SYNC_FEATURE)
+LAZY_TLS_FEATURE: Final = "lazy-tls-v1"  #: the relays of post-copy speak TLS
+API_FEATURES: Final = ("commit-v1", "put-images-v1", pipe_choice.API_FEATURE, SYNC_FEATURE, LAZY_TLS_FEATURE)
 _CAP_SYS_RESOURCE: Final = 24  # linux/capability.h
 _TCP_INFO_BYTES: Final = 128
 _BYTES_ACKED_OFFSET: Final = 120  # linux/tcp.h, struct tcp_info, tcpi_bytes_acked

@@ -52,6 +52,7 @@ from phaul_client.hooks import Facts, Side
 from phaul_client.local import LAST_DUMP, CriuLocal, Settings, unlock_network
 from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, RestoreMode, Wish, choose
 from phaul_client.movers import Addresses
+from phaul_client.pipe import PipeTls
 from phaul_client.pipe_choice import PipeChoice, choose_pipe, is_loopback
 from phaul_client.policy import DowntimePolicy, Forecast, Policy, PostCopyPolicy, StopCopyPolicy, Switchable
 from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress, RelayGone
@@ -68,7 +69,15 @@ from phauld.costs import CostBook
 from phauld.freezer import CannotFreeze, Freezer, find_cgroup, undo_leftover
 from phauld.guard import Guard
 from phauld.journal import OutgoingEntry, OutgoingRecord
-from phauld.node import SYNC_FEATURE, Node, bytes_acked, may_exceed_pipe_size, pipe_max_size_bytes, resident_bytes
+from phauld.node import (
+    LAZY_TLS_FEATURE,
+    SYNC_FEATURE,
+    Node,
+    bytes_acked,
+    may_exceed_pipe_size,
+    pipe_max_size_bytes,
+    resident_bytes,
+)
 from phauld.observer import NOBODY, Observer
 from phauld.options import MODE_VALUES, RESTORE_MODE_VALUES, Options, decided, dump_options, limits, parse_options
 from phauld.preflight import check_source, refuse
@@ -148,6 +157,7 @@ class Outgoing:
         self._cancelled = False
         self._relay: Relay | None = None
         self._lazy_bytes = 0  # sent by the relay
+        self._lazy_uses_tls = False  # the relays
         self._remote: GrpcRemote | None = None
         self._client: Client | None = None
         self._policy: Switchable | None = None
@@ -515,6 +525,7 @@ class Outgoing:
                 settings,
                 start_relay=self._start_relay,
                 on_progress=self._on_progress,
+                tls=self._lazy_tls,
                 on_phase=on_phase,
                 clean_up=self._clean_up,
             )
@@ -538,7 +549,15 @@ class Outgoing:
 
     async def _start_relay(self) -> tuple[Relay, socket.socket]:
         self._relay, sock = await Relay.serve(self._directory / "relay", self._node.criu.binary)
+        self._journal.note(lazy_tls=self._lazy_uses_tls)
         return self._relay, sock
+
+    def _lazy_tls(self) -> PipeTls | None:
+        """For the next connection of the relays. Raises `InvalidRequest` while the policy cannot be read."""
+        guard = self._node.guard
+        if guard is None or not self._lazy_uses_tls:
+            return None
+        return guard.pipe_tls(guard.peer_at(self.record.destination_address))
 
     def _on_progress(self, progress: Progress) -> None:
         self._lazy_bytes = progress.sent_bytes
@@ -598,6 +617,7 @@ class Outgoing:
                 clean_up=self._clean_up,
             )
         self._relay = Relay(self._directory / "relay", entry.detail["relay"])
+        self._lazy_uses_tls = bool(entry.detail.get("lazy_tls"))
         return PostcopyRecovery(
             self.migration_id,
             remote,
@@ -608,6 +628,7 @@ class Outgoing:
             criu=entry.detail["criu"],
             doubt=self._doubt(entry.detail),
             on_progress=self._on_progress,
+            tls=self._lazy_tls,
             on_phase=self._on_phase,
             clean_up=self._clean_up,
         )
@@ -656,7 +677,8 @@ class Outgoing:
             raise PreflightRefused((message,), reason="UNSUPPORTED", remedy="a newer phaul there")
         choice = choose_mode(self._options, self._node, answer.destination, resident_bytes(self._target.pid))
         is_local = is_loopback(self.record.destination_address)
-        if self._node.guard is not None and not self._node.insecure and not is_local:
+        self._lazy_uses_tls = self._node.guard is not None and LAZY_TLS_FEATURE in there.api_features
+        if self._node.guard is not None and not (self._lazy_uses_tls or self._node.insecure or is_local):
             self._refuse_lazy_pages_in_clear(choice.mode)
         self._pipe = choose_pipe(
             checksum=self._options.checksum,
@@ -676,9 +698,9 @@ class Outgoing:
         return choice
 
     def _refuse_lazy_pages_in_clear(self, mode: Mode) -> None:
-        """The relays of post-copy have no TLS. Raises `PreflightRefused`."""
+        """The other node's relay has no TLS. Raises `PreflightRefused`."""
         if mode in (Mode.POST_COPY, Mode.HYBRID):
-            remedy = "--mode pre-copy or stop-copy, or insecure = true on both nodes"
+            remedy = "a newer phauld there, --mode pre-copy or stop-copy, or insecure = true on both nodes"
             raise PreflightRefused((f"{mode}: its pages would travel in clear",), reason="UNSUPPORTED", remedy=remedy)
 
     def _check_throttle(self) -> None:

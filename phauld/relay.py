@@ -20,7 +20,6 @@ import array
 import contextlib
 import ctypes
 import errno
-import fcntl
 import json
 import os
 import queue
@@ -35,121 +34,20 @@ from collections.abc import Callable, Sequence
 
 from phaul_client import relay_frames as frames
 from phaul_client.errors import RemoteProtocolError
-from phaul_client.pacing import set_pace
 from phaul_client.relay_frames import AnswerHead, Command, Flag, FrameReader, Question, Questions
+from phauld.relay_links import CHUNK_BYTES, Connection, Link, connect, receive_exactly
 
-CHUNK_BYTES = 1 << 20
-PIPE_BYTES = 1 << 20
 READY_SECONDS = 30.0
 RETRY_SECONDS = 0.2
-#: A peer that is silent for so long is taken for lost, and a new connection is asked for.
-LINK_TIMEOUT_SECONDS = 8
-TCP_USER_TIMEOUT = 18  # linux/tcp.h
 MESSAGE_BYTES = 1 << 16
 SYS_PIDFD_GETFD = 438  # the same on every architecture
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
-def receive_exactly(sock: socket.socket, size: int) -> bytes:
-    """Raises EOFError at an end of file, also in the middle."""
-    data = bytearray()
-    while len(data) < size:
-        chunk = sock.recv(size - len(data))
-        if not chunk:
-            raise EOFError
-        data += chunk
-    return bytes(data)
-
-
-class Link:
-    """The connection to the other node, replaced whenever phauld brings a new one."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._socket: socket.socket | None = None
-
-    @property
-    def is_up(self) -> bool:
-        return self._socket is not None
-
-    def replace(self, sock: socket.socket) -> None:
-        for level, option, value in (
-            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-            (socket.IPPROTO_TCP, TCP_USER_TIMEOUT, LINK_TIMEOUT_SECONDS * 1000),
-            (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-        ):
-            with contextlib.suppress(OSError):  # not TCP
-                sock.setsockopt(level, option, value)
-        sock.setblocking(True)
-        with self._changed:
-            self._shut_down()
-            self._socket = sock
-            self._changed.notify_all()
-
-    def wait(self) -> socket.socket:
-        with self._changed:
-            while self._socket is None:
-                self._changed.wait()
-            return self._socket
-
-    def limit(self, bytes_per_second: int) -> None:
-        """Of this connection; phauld limits the next ones before it hands them over."""
-        with self._changed:
-            if self._socket is not None:
-                set_pace(self._socket, bytes_per_second)
-
-    def is_current(self, sock: socket.socket) -> bool:
-        return self._socket is sock
-
-    def lose(self, sock: socket.socket | None = None) -> None:
-        """This connection failed; with no argument: give up whichever there is."""
-        with self._changed:
-            if sock is None or self._socket is sock:
-                self._shut_down()
-
-    def _shut_down(self) -> None:
-        # Not closed here: other threads may be in a system call on it. The last reference closes it.
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket = None
-
-
-class Pipe:
-    """The pipe that splice needs between two sockets."""
-
-    def __init__(self) -> None:
-        self._open()
-
-    def _open(self) -> None:
-        self._read, self._write = os.pipe()
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-
-    def fill(self, source: socket.socket, size: int) -> int:
-        """Take at most `size` bytes. Raises EOFError, OSError."""
-        count = os.splice(source.fileno(), self._write, size)
-        if not count:
-            raise EOFError
-        return count
-
-    def empty(self, target: socket.socket, size: int) -> None:
-        """Give exactly `size` bytes on. Raises OSError; then `renew` it."""
-        while size:
-            size -= os.splice(self._read, target.fileno(), size)
-
-    def renew(self) -> None:
-        """Drop what is in it."""
-        os.close(self._read)
-        os.close(self._write)
-        self._open()
-
-
 class Relay:
     """What both ends have in common: criu below, the link, the counters, and phauld's questions."""
+
+    is_server = False  #: of TLS: the end that was connected to
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
@@ -158,7 +56,6 @@ class Relay:
         for end in (self.ours, self.theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         self.page_fd = self.theirs.fileno()  #: the number of criu's end there
-        self.pipe = Pipe()
         self.criu_pid = 0
         self.criu_pidfd = -1
         self.sent_bytes = 0
@@ -196,7 +93,10 @@ class Relay:
             case "status":
                 pass
             case "link":
-                self.link.replace(socket.socket(fileno=descriptors.pop()))
+                secured = message.get("tls")
+                assert secured is None or isinstance(secured, dict)
+                sock = socket.socket(fileno=descriptors.pop())
+                self.link.replace(connect(sock, secured, server_side=self.is_server))
             case _:
                 return {"error": f"unknown command {message['do']}"}
         return self.status()
@@ -212,7 +112,7 @@ class Serve(Relay):
         super().__init__(directory)
         self._to_criu = threading.Lock()
         self._ended = False
-        self._asked: queue.SimpleQueue[tuple[socket.socket, Question]] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[tuple[Connection, Question]] = queue.SimpleQueue()
         # criu gets both ends: see the invariant.
         self.start_criu([criu, "swrk", str(swrk_fd)], (swrk_fd, self.ours.fileno(), self.theirs.fileno()))
         os.close(swrk_fd)
@@ -241,36 +141,36 @@ class Serve(Relay):
 
     def take_questions(self) -> None:
         while not self._ended:
-            sock = self.link.wait()
+            link = self.link.wait()
             reader = FrameReader()
             try:
                 while True:
-                    question = receive_frame(sock, reader)
+                    question = receive_frame(link, reader)
                     if not isinstance(question, Question):
                         raise RemoteProtocolError("relay", "an answer where questions are expected")
-                    self.pass_on(sock, question)
+                    self.pass_on(link, question)
             except (OSError, EOFError, RemoteProtocolError) as exc:
                 log(f"link lost: {exc!r}")
-                self.link.lose(sock)
+                self.link.lose(link)
 
-    def pass_on(self, sock: socket.socket, question: Question) -> None:
+    def pass_on(self, link: Connection, question: Question) -> None:
         """To criu, if it is a question for pages: anything else would end it."""
         if frames.decode_criu(question.message).command != Command.GET:
             raise RemoteProtocolError("relay", "the other node asks for something else than pages")
         with self._to_criu:
             if not self._ended:
-                self._asked.put((sock, question))
+                self._asked.put((link, question))
                 self.ours.sendall(question.message)
 
     def give_answers(self) -> None:
         try:
             while True:
-                sock, question = self._asked.get()
-                self.give_answer(sock, question, receive_exactly(self.ours, frames.CRIU_BYTES))
+                link, question = self._asked.get()
+                self.give_answer(link, question, receive_exactly(self.ours, frames.CRIU_BYTES))
         except (EOFError, OSError, RemoteProtocolError) as exc:
             log(f"criu gives no more answers: {exc!r}")
 
-    def give_answer(self, sock: socket.socket, question: Question, header: bytes) -> None:
+    def give_answer(self, link: Connection, question: Question, header: bytes) -> None:
         total = frames.answer_bytes(header)
         skip = min(question.skip_bytes, total - 1)
         body_left = total - len(header)
@@ -283,34 +183,30 @@ class Serve(Relay):
             size_bytes=total - skip,
             flags=Flag.LAST,
         )
-        if not self.link.is_current(sock):
+        if not self.link.is_current(link):
             self.drop(body_left)
             return
         try:
-            start = head.encode() + header[skip:]
-            sock.sendall(start, socket.MSG_MORE)
-            self.wire_bytes += len(start)
+            self.wire_bytes += link.send(head.encode() + header[skip:], more=True)
         except OSError as exc:
             log(f"link lost: {exc!r}")
-            self.link.lose(sock)
+            self.link.lose(link)
             self.drop(body_left)
             return
-        self.stream(sock, body_left)
+        self.stream(link, body_left)
 
-    def stream(self, sock: socket.socket, size: int) -> None:
+    def stream(self, link: Connection, size: int) -> None:
         while size:
-            count = self.pipe.fill(self.ours, min(size, CHUNK_BYTES))
+            count = link.take(self.ours, size)
             size -= count
             try:
-                self.pipe.empty(sock, count)
+                self.wire_bytes += link.pass_on(count)
             except OSError as exc:
                 log(f"link lost: {exc!r}")
-                self.link.lose(sock)
-                self.pipe.renew()
+                self.link.lose(link)
                 self.drop(size)
                 return
             self.sent_bytes += count
-            self.wire_bytes += count
 
     def drop(self, size: int) -> int:
         """Take from criu what nobody waits for any more."""
@@ -326,12 +222,14 @@ class Serve(Relay):
 class Fetch(Relay):
     """The destination: criu's questions to the link, answers back."""
 
+    is_server = True
+
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
         self._questions = Questions()
         self._lock = threading.Lock()
         self.held: list[int] = []
-        self._asking: socket.socket | None = None  # the link on which everything open has been asked
+        self._asking: Connection | None = None  # the link on which everything open has been asked
 
     def command(self, message: dict[str, object], descriptors: list[int]) -> dict[str, object]:
         match message["do"]:
@@ -386,36 +284,36 @@ class Fetch(Relay):
             question = self._questions.ask(message)
             if self._asking is not None:
                 try:
-                    self._asking.sendall(question.encode())
+                    self._asking.send(question.encode())
                 except OSError:
                     self._asking = None  # `again` on the next link will ask it
 
     def give_answers(self) -> None:
         while True:
-            sock = self.link.wait()
+            link = self.link.wait()
             reader = FrameReader()
             try:
                 with self._lock:
-                    sock.sendall(b"".join(each.encode() for each in self._questions.again()))
-                    self._asking = sock
+                    link.send(b"".join(each.encode() for each in self._questions.again()))
+                    self._asking = link
                 while True:
-                    head = receive_frame(sock, reader)
+                    head = receive_frame(link, reader)
                     if not isinstance(head, AnswerHead):
                         raise RemoteProtocolError("relay", "a question where answers are expected")
-                    self.give_answer(sock, head)
+                    self.give_answer(link, head)
             except (EOFError, OSError, RemoteProtocolError) as exc:
                 log(f"link lost: {exc!r}")
                 with self._lock:
                     self._asking = None
-                self.link.lose(sock)
+                self.link.lose(link)
 
-    def give_answer(self, sock: socket.socket, head: AnswerHead) -> None:
+    def give_answer(self, link: Connection, head: AnswerHead) -> None:
         with self._lock:
             self._questions.expect(head)
         left = head.size_bytes
         while left:
-            count = self.pipe.fill(sock, min(left, CHUNK_BYTES))
-            self.pipe.empty(self.ours, count)
+            count = link.receive(left)
+            link.deliver(self.ours, count)
             left -= count
             self.sent_bytes += count
             with self._lock:
@@ -441,10 +339,10 @@ def userfaultfds(pid: int, pidfd: int) -> list[int]:
     return found
 
 
-def receive_frame(sock: socket.socket, reader: FrameReader) -> Question | AnswerHead:
+def receive_frame(link: Connection, reader: FrameReader) -> Question | AnswerHead:
     """Raises EOFError, OSError, RemoteProtocolError."""
     while (event := reader.next_event()) is None:
-        reader.receive_data(receive_exactly(sock, reader.missing_bytes))
+        reader.receive_data(link.receive_exactly(reader.missing_bytes))
     return event
 
 
@@ -455,9 +353,10 @@ def log(text: str) -> None:
 
 
 def answer(relay: Relay, connection: socket.socket) -> None:
-    """One command of phauld's."""
+    """One command of phauld's. The connection is closed; a handshake with the other node keeps no others waiting."""
     connection.settimeout(5.0)
     descriptors: list[int] = []
+    message: object = None
     try:
         data, ancillary, _, _ = connection.recvmsg(MESSAGE_BYTES, socket.CMSG_SPACE(16))
         for level, kind, content in ancillary:
@@ -465,12 +364,26 @@ def answer(relay: Relay, connection: socket.socket) -> None:
                 found = array.array("i")
                 found.frombytes(content[: len(content) - len(content) % found.itemsize])
                 descriptors += found
-        reply = relay.command(json.loads(data), descriptors) if data else {}
+        message = json.loads(data) if data else None
+    except (OSError, ValueError) as exc:
+        message = {"do": "", "error": str(exc)}
+    if isinstance(message, dict) and message.get("tls"):
+        threading.Thread(target=obey, args=(relay, connection, message, descriptors), daemon=True).start()
+    else:
+        obey(relay, connection, message, descriptors)
+
+
+def obey(relay: Relay, connection: socket.socket, message: object, descriptors: list[int]) -> None:
+    """Do it and say so."""
+    reply: dict[str, object] = {}
+    try:
+        if isinstance(message, dict):
+            reply = relay.command(message, descriptors)
     except (OSError, ValueError, LookupError) as exc:
         reply = {"error": str(exc) or type(exc).__name__}
     for descriptor in descriptors:
         os.close(descriptor)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), connection:
         connection.send(json.dumps(reply).encode())
 
 
@@ -503,8 +416,7 @@ def run(relay: Relay, listener: socket.socket) -> None:
         readable, _, _ = select.select(waited, [], [])
         if listener.fileno() in readable:
             connection, _ = listener.accept()
-            with connection:
-                answer(relay, connection)
+            answer(relay, connection)
         if relay.criu_pidfd in readable:
             _, status = os.waitpid(relay.criu_pid, 0)
             relay.ended = True

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import phauld
+from phaul_client.errors import PeerUnavailable
+from phaul_client.pipe import PipeTls
 from phaul_client.postcopy import RelayGone, RelaySilent, RelayStatus
 from phaul_client.tree import Tree, identity, is_alive, wait_until_gone
 from phaul_criu.child import Child, spawn
@@ -25,6 +27,7 @@ _ROOT: Final = str(Path(phauld.__file__).parents[1])
 _PROGRAM: Final = "import sys; sys.path.insert(0, sys.argv[1]); from phauld.relay import main; main()"
 _ANSWER_BYTES: Final = 1 << 16
 COMMAND_SECONDS: Final = 10.0
+LINK_SECONDS: Final = 30.0  #: a handshake is given up before
 START_SECONDS: Final = 40.0
 POLL_SECONDS: Final = 0.02
 #: Relays are children of phauld: whoever started one reaps it.
@@ -92,10 +95,19 @@ class Relay:
             pages=answer["pages"],
         )
 
-    async def link(self, sock: socket.socket) -> None:
-        """Hand over a connection to the other node; our copy of it is closed."""
+    async def link(self, sock: socket.socket, tls: PipeTls | None = None) -> None:
+        """Hand over a connection to the other node; our copy of it is closed.
+
+        With `tls` the two relays first make sure of each other. Raises `PeerUnavailable` if that fails.
+        """
+        message: dict[str, object] = {"do": "link"}
+        if tls is not None:
+            message["tls"] = {"directory": str(tls.directory), "peer": tls.peer, "revoked": list(tls.revoked)}
         with sock:
-            await self._command({"do": "link"}, (sock.fileno(),))
+            try:
+                await self._command(message, (sock.fileno(),), LINK_SECONDS)
+            except OSError as exc:
+                raise PeerUnavailable("page link", str(exc)) from exc
 
     async def start(self, argv: list[str]) -> None:
         """At a destination: start `criu lazy-pages` and wait until it listens. Raises `OSError` if it does not."""

@@ -25,6 +25,7 @@ from phaul_client.errors import (
     TooManyMigrations,
 )
 from phaul_client.modes import Mode
+from phaul_client.pipe import PipeTls
 from phaul_client.timeline import steps_since
 from phauld import convert, placement, session
 from phauld.access import may_drive
@@ -146,11 +147,9 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
     ) -> remote_pb2.OpenStreamResponse:
         if request.kind != types_pb2.STREAM_KIND_LAZY_PAGES:
             raise InvalidRequest("only streams of lazy pages can be opened later")
-        if CALLER.get() and not self._terms.clear_pages:
-            remedy = "--mode pre-copy or stop-copy, or insecure = true on both nodes"
-            raise PhaulError("the pages of post-copy would travel in clear", reason="PEER_INCOMPATIBLE", remedy=remedy)
         found = await self._get(request.migration_id)
-        return remote_pb2.OpenStreamResponse(data_port=self._data_port.port, data_token=found.open_stream())
+        tls = self._stream_tls(wants_tls=request.tls)
+        return remote_pb2.OpenStreamResponse(data_port=self._data_port.port, data_token=found.open_stream(tls))
 
     async def StartIter(self, request: remote_pb2.StartIterRequest, context: Context) -> remote_pb2.StartIterResponse:
         await (await self._get(request.migration_id)).start_iter()
@@ -297,19 +296,20 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
 
     def _pipe_terms(self, request: remote_pb2.OpenSessionRequest) -> PipeTerms | None:
         """Raises `PhaulError` PEER_INCOMPATIBLE: what came by TLS sends its pages under TLS, too."""
+        tls = self._stream_tls(wants_tls=request.HasField("page_pipe") and request.page_pipe.tls)
+        return PipeTerms(tls=tls) if request.HasField("page_pipe") else None
+
+    def _stream_tls(self, *, wants_tls: bool) -> PipeTls | None:
+        """How a stream of this caller's pages comes. Raises `PhaulError` PEER_INCOMPATIBLE: by TLS, if it came so."""
         guard, owner = self._node.guard, CALLER.get()
-        wants_tls = request.HasField("page_pipe") and request.page_pipe.tls
-        if wants_tls and (guard is None or not owner):
-            raise PhaulError("this phauld has no TLS", reason="PEER_INCOMPATIBLE", remedy="--tls-dir on both nodes")
-        if owner and not wants_tls and not self._terms.clear_pages:
-            remedy = "a newer phauld at the source, or --insecure on both nodes until then"
-            raise PhaulError("pages would travel in clear", reason="PEER_INCOMPATIBLE", remedy=remedy)
-        if not request.HasField("page_pipe"):
-            return None
         if not wants_tls:
-            return PipeTerms(tls=None)
-        assert guard is not None
-        return PipeTerms(tls=guard.pipe_tls(owner))
+            if owner and not self._terms.clear_pages:
+                remedy = "a newer phauld at the source, or --insecure on both nodes until then"
+                raise PhaulError("pages would travel in clear", reason="PEER_INCOMPATIBLE", remedy=remedy)
+            return None
+        if guard is None or not owner:
+            raise PhaulError("this phauld has no TLS", reason="PEER_INCOMPATIBLE", remedy="--tls-dir on both nodes")
+        return guard.pipe_tls(owner)
 
     def _place(self, expected_bytes: int) -> placement.Place:
         memory_dir = self._terms.memory_dir

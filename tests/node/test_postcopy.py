@@ -32,7 +32,7 @@ add rule inet cut in tcp dport 7708 reject with tcp reset
 
 
 @pytest.fixture(autouse=True)
-def _large_pipes() -> Iterator[None]:
+def large_pipes() -> Iterator[None]:
     """What phaul's preflight asks for, for as long as a test lasts."""
     setting = Path("/proc/sys/fs/pipe-max-size")
     before = setting.read_text()
