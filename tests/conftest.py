@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import hypothesis
 import pytest
 
 from phaul_criu.errors import CriuMissing
 from phaul_criu.install import find_binary
 
 Report = dict[str, Any]
+#: A machine that is busy is no fault of what is tested.
+hypothesis.settings.register_profile("phaul", deadline=None)
+hypothesis.settings.load_profile("phaul")
 REPORT: Final = pytest.StashKey[Report]()
 
 
