@@ -28,7 +28,7 @@ _PROGRAM: Final = (
     "import sys, json; sys.path[:0] = json.loads(sys.argv[1]); from phaul_client.pipe_process import main; main()"
 )
 #: A unix socket holds no more than this: it is what criu writes while the network is slow.
-_BUFFER_BYTES: Final = 1 << 20
+_BUFFER_BYTES: Final = 1 << 22
 _LIBRARIES: Final = ("xxhash", "lz4", "zstandard")
 
 

@@ -341,6 +341,43 @@ async def test_a_lease_has_a_longest_and_a_default(there: Destination) -> None:
 # Calls that do not fit
 
 
+async def test_a_session_with_a_pipe_that_is_opened_twice(there: Destination) -> None:
+    request = opening()
+    request.page_pipe.SetInParent()
+    first = await there.stub.OpenSession(request)
+    async with there.remote() as remote:
+        second = await remote.open_session(request)
+        assert second.page_pipe == first.page_pipe
+        assert second.data_token != first.data_token
+        await remote.abort()
+    await until(lambda: not pipes() and there.is_clean(), 10)
+
+
+async def test_a_session_whose_pipe_is_never_connected_leaves_nothing(there: Destination) -> None:
+    request = opening()
+    request.page_pipe.SetInParent()
+    await there.stub.OpenSession(request)
+    assert pipes() != []
+    async with there.remote() as remote:
+        await remote.abort()
+    await until(lambda: not pipes() and there.is_clean(), 10)
+
+
+async def test_tls_of_pages_where_there_is_none(there: Destination) -> None:
+    request = opening()
+    request.page_pipe.tls = True
+    async with there.remote() as remote:
+        assert await reason(remote.open_session(request)) == "PEER_INCOMPATIBLE"
+    assert there.is_clean()
+    assert pipes() == []
+
+
+def pipes() -> list[int]:
+    """The page pipes of this process."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in children if b"pipe_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 async def test_calls_out_of_order_change_nothing(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_stream, "STREAM_SECONDS", 0.2)
     await there.stub.OpenSession(opening())
