@@ -42,8 +42,9 @@ MISSING: Final[dict[str, Callable[[], str | None]]] = {"criu": criu_missing}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--json`, `--quick`, `--all` and `--minutes`."""
+    """`--json`, `--quick`, `--all`, `--dir` and `--minutes`."""
     parser.addoption("--all", action="store_true", help="faults: each point; workloads: each mode")
+    parser.addoption("--dir", metavar="DIR", help="zdtm: a directory of built zdtm tests to move")
     parser.addoption("--json", metavar="FILE", help="write what the tests measured to FILE")
     parser.addoption("--minutes", type=float, default=0.0, help="fuzz: so long, with new examples each time")
     parser.addoption("--quick", action="store_true", help="smaller sizes and fewer repetitions")

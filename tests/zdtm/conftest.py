@@ -1,0 +1,5 @@
+"""Two nodes, without daemons."""
+
+from tests.node.conftest import nodes
+
+__all__ = ["nodes"]

@@ -1,0 +1,89 @@
+"""Programs that check themselves move: a few of our own, and with `--dir DIR` those of a directory, criu's own tests.
+
+    ./check zdtm --dir criu/test/zdtm/static --json zdtm.json
+
+The directory is one of built tests (`make -C test/zdtm/lib && make -k -C test/zdtm/static` in criu's source).
+"""
+
+from __future__ import annotations
+
+import collections
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.nodes import Nodes
+from tests.zdtm.catalogue import find_programs, read_program
+from tests.zdtm.runner import Runner, better_by_criu
+
+pytestmark = pytest.mark.criu
+
+#: As criu's tests are: `--pidfile`, `--outfile`, and a word about itself after SIGTERM.
+OURS: Final = """#!{python} -IS
+import os, signal, socket, sys, time
+arguments = dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:])
+if pid := os.fork():
+    open(arguments["pidfile"], "w").write(f"{{pid}}\\n")
+    os._exit(0)
+os.setsid()
+for fd in (0, 1, 2):
+    os.dup2(os.open("/dev/null", os.O_RDWR), fd)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+{before}
+signal.sigwait([signal.SIGTERM])
+{after}
+open(arguments["outfile"], "w").write("PASS\\n" if good else "FAIL: it is not as it was\\n")
+"""
+PROGRAMS: Final = {
+    "keeps": ("file = open(__file__); boot = os.getpid()", "good = os.getpid() == boot and file.read(2) == '#!'"),
+    "notices": ("mounts = os.readlink('/proc/self/ns/net')", "good = os.readlink('/proc/self/ns/net') == mounts"),
+    "cannot": ("pipe = os.pipe2(os.O_DIRECT)", "good = True"),
+    "never": ("pass", "good = False"),
+}
+EXPECTED: Final = {
+    "keeps": ("pass", "pass", "pass"),
+    "notices": ("pass", "wrong", "wrong"),
+    "cannot": ("pass", "dump-failed", "refused"),
+    "never": ("unfit", None, None),
+}
+
+
+@pytest.mark.timeout(120)
+async def test_the_runner_sees_what_moves_and_what_does_not(nodes: Nodes, tmp_path: Path) -> None:
+    runner = await start(nodes, tmp_path)
+    for name, (before, after) in PROGRAMS.items():
+        file = tmp_path / name
+        file.write_text(OURS.format(python=sys.executable, before=before, after=after))
+        file.chmod(0o755)
+        row = await runner.run(read_program(file))
+        assert (row["alone"], row.get("criu"), row.get("phaul")) == EXPECTED[name], row
+
+
+@pytest.mark.timeout(0)
+async def test_those_of_a_directory(
+    pytestconfig: pytest.Config, nodes: Nodes, tmp_path: Path, json_report: dict[str, Any]
+) -> None:
+    directory = pytestconfig.getoption("--dir")
+    if not directory:
+        pytest.skip("no directory of built zdtm tests was named (--dir)")
+    runner = await start(nodes, tmp_path)
+    rows = json_report.setdefault("zdtm", [])
+    for program in find_programs(Path(directory)):
+        row = await runner.run(program)
+        rows.append(row)
+        if "skipped" not in row:
+            print(f"{row['name']:<32} {row['alone']:<8} criu {row.get('criu', '-'):<15} phaul {row.get('phaul', '-')}",
+                  row.get("phaul_detail", ""), flush=True)  # fmt: skip
+    for way in ("criu", "phaul"):
+        counted = collections.Counter(row[way] for row in rows if way in row)
+        json_report[f"zdtm_{way}"] = dict(counted)
+        print(way, dict(counted))
+    assert better_by_criu(rows) == []
+
+
+async def start(nodes: Nodes, directory: Path) -> Runner:
+    await nodes.a.start_phauld()
+    await nodes.b.start_phauld()
+    return Runner(nodes, directory)
