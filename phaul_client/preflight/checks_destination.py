@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from phaul_client.preflight.check_nodes import check_nodes
 from phaul_client.preflight.destination_model import DestinationFacts, FoundFile
 from phaul_client.preflight.model import NodeFacts
-from phaul_client.preflight.problems import Problem, error, warning, worst_first
+from phaul_client.preflight.problems import Problem, error, info, warning, worst_first
 from phaul_client.preflight.requirements import RequiredFile, RequiredSocket, Requirements
 from phaul_client.preflight.wishes import TcpPolicy, Wishes
 
@@ -52,6 +52,10 @@ def _files(needs: Requirements, found: DestinationFacts) -> Iterator[Problem]:
             yield error(code, file.path, message, "install or copy it there")
         else:
             yield from _difference(file, there, found.node.name)
+            if there.is_locked:
+                message = f"the tree has a lock ({', '.join(file.locks)}) on it, and on {found.node.name} it is held"
+                remedy = "on a file system that both share it is the tree's own, held until it is gone: close the file,"
+                yield error("file-lock-held", file.path, message, f"{remedy} or give each node its own (--sync)")
 
 
 def _difference(file: RequiredFile, there: FoundFile, node: str) -> Iterator[Problem]:
@@ -64,9 +68,12 @@ def _difference(file: RequiredFile, there: FoundFile, node: str) -> Iterator[Pro
         message = f"is another build on {node}: build-id {file.build_id.hex()[:12]} here, {theirs} there"
         yield error("file-build-id", file.path, message, remedy)
     elif stat.S_ISREG(file.mode) and file.size_bytes != there.size_bytes:
-        yield error(
-            "file-size", file.path, f"has {file.size_bytes} bytes here and {there.size_bytes} on {node}", remedy
-        )
+        if there.has_grown:
+            message = f"has grown from {file.size_bytes} to {there.size_bytes} bytes: taken for one shared file"
+            yield info("file-growing", file.path, message, "nothing to do, if both nodes see the same file")
+        else:
+            message = f"has {file.size_bytes} bytes here and {there.size_bytes} on {node}"
+            yield error("file-size", file.path, message, remedy)
     if file.mode != there.mode:
         ours, other = stat.S_IMODE(file.mode), stat.S_IMODE(there.mode)
         yield error(

@@ -142,6 +142,8 @@ def _file_message(file: RequiredFile) -> types_pb2.FileFacts:
         writable=file.writable,
         mapped=file.mapped,
         carried=file.carried,
+        locks=file.locks,
+        tail_sha256=file.tail_sha256,
     )
 
 
@@ -154,6 +156,8 @@ def _file(message: types_pb2.FileFacts) -> RequiredFile:
         writable=message.writable,
         mapped=message.mapped,
         carried=message.carried,
+        locks=tuple(message.locks),
+        tail_sha256=message.tail_sha256 if message.HasField("tail_sha256") else None,
     )
 
 

@@ -6,20 +6,26 @@ Blocking: run it in a thread.
 from __future__ import annotations
 
 import errno
+import fcntl
 import ipaddress
 import os
+import re
 import socket
 import stat
+import struct
 from collections.abc import Iterable
 
 from phaul_client.preflight.destination_model import DestinationFacts, FoundFile
 from phaul_client.preflight.model import NodeFacts
-from phaul_client.preflight.proc_files import build_id, holders, read_stat, try_stat, try_text
+from phaul_client.preflight.proc_files import build_id, holders, read_stat, tail_digest, try_stat, try_text
 from phaul_client.preflight.proc_text import parse_fields, parse_inet
 from phaul_client.preflight.requirements import RequiredFile, RequiredSocket, Requirements
 
 _SEARCH_SECONDS = 0.1
 _LISTEN = 10
+_OFD_GETLK = 36  # asm-generic/fcntl.h; never waits, and takes nothing
+_LOCK = re.compile(r"([A-Z]+) ([A-Z]+) (\d{1,18})-(\d{1,18}|EOF)")
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock
 
 
 def look_up(needs: Requirements, node: NodeFacts) -> DestinationFacts:
@@ -45,8 +51,45 @@ def _look_up_files(files: Iterable[RequiredFile]) -> dict[str, FoundFile]:
         if status is None:
             continue
         identity = build_id(file.path) if file.build_id is not None and stat.S_ISREG(status.st_mode) else None
-        found[file.path] = FoundFile(size_bytes=status.st_size, mode=status.st_mode, build_id=identity)
+        is_larger = stat.S_ISREG(status.st_mode) and status.st_size > file.size_bytes
+        found[file.path] = FoundFile(
+            size_bytes=status.st_size,
+            mode=status.st_mode,
+            build_id=identity,
+            has_grown=is_larger
+            and file.tail_sha256 is not None
+            and tail_digest(file.path, file.size_bytes) == file.tail_sha256,
+            is_locked=stat.S_ISREG(status.st_mode) and any(_is_locked(file.path, each) for each in file.locks),
+        )
     return found
+
+
+def _is_locked(path: str, lock: str) -> bool:
+    """Whether such a lock would have to wait. One that is taken in order to see is given back at once."""
+    found = _LOCK.fullmatch(lock)
+    if found is None:
+        return False
+    kind, access, first, last = found.groups()
+    is_write = access == "WRITE"
+    try:
+        descriptor = os.open(path, (os.O_RDWR if is_write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        if kind == "FLOCK":
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if is_write else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        elif kind in ("POSIX", "OFDLCK"):
+            length = 0 if last == "EOF" else int(last) - int(first) + 1
+            asked = _FLOCK.pack(fcntl.F_WRLCK if is_write else fcntl.F_RDLCK, os.SEEK_SET, int(first), length, 0)
+            answer: tuple[int, ...] = _FLOCK.unpack(fcntl.fcntl(descriptor, _OFD_GETLK, asked))
+            return answer[0] != fcntl.F_UNLCK
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _look_up_pids(pids: Iterable[int]) -> dict[int, str]:

@@ -14,6 +14,10 @@ class FoundFile:
     size_bytes: int
     mode: int
     build_id: bytes | None = None
+    #: It is larger than at the source, and what the source has is the beginning of it, as its last bytes say.
+    has_grown: bool = False
+    #: Somebody holds a lock on it that excludes one of the tree's.
+    is_locked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

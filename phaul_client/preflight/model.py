@@ -99,8 +99,10 @@ class OpenFile:
     mount_id: int | None = None
     #: Whether the path leads to this very file; None: not asked for.
     reachable: bool | None = None
-    #: Kinds of the locks held through it, such as "FLOCK" or "POSIX".
+    #: Locks held through it, such as "FLOCK WRITE 0-EOF" or "POSIX READ 0-99".
     locks: tuple[str, ...] = ()
+    #: SHA-256 of its last bytes, see `proc_files.tail_digest`; None: it is not written to, or not asked for.
+    tail_sha256: bytes | None = None
     #: For an epoll: what it watches though the process has closed it under that number and any other.
     watches_closed: tuple[int, ...] = ()
     #: For a pidfd: the process; -1: gone.

@@ -11,7 +11,7 @@ from typing import Final
 
 from phaul_client.preflight.epoll import watched_but_closed
 from phaul_client.preflight.model import FileKind, OpenFile
-from phaul_client.preflight.proc_files import GONE, try_stat, try_text
+from phaul_client.preflight.proc_files import GONE, tail_digest, try_stat, try_text
 from phaul_client.preflight.proc_text import parse_fields, parse_locks, strip_deleted
 
 _OWNER_READ, _OWNER_WRITE = stat.S_IRUSR, stat.S_IWUSR
@@ -71,6 +71,7 @@ def _read_file(pid: int, fd: int, link: str, target: str, readable: bool, writab
     fields = parse_fields(fdinfo)
     path, deleted = strip_deleted(target)
     kind = _kind(status.st_mode, target)
+    may_grow = kind is FileKind.REGULAR and writable and not deleted and status.st_size > 0
     return OpenFile(
         pid=pid,
         fd=fd,
@@ -88,6 +89,7 @@ def _read_file(pid: int, fd: int, link: str, target: str, readable: bool, writab
         mount_id=int(fields.get("mnt_id", "0")) or None,
         reachable=_reachable(pid, path, status) if path.startswith("/") and kind in _NAMED else None,
         locks=parse_locks(fdinfo) if "lock:" in fdinfo else (),
+        tail_sha256=tail_digest(link, status.st_size) if may_grow else None,
         target_pid=int(fields["Pid"]) if "pidfd" in target and "Pid" in fields else None,
         terminal_index=int(fields["tty-index"]) if status.st_rdev == _PTMX and "tty-index" in fields else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from phaul_client.preflight.proc_text import (
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError, NotADirectoryError)
 
 _CHUNK_BYTES = 1 << 16
+_TAIL_BYTES = 1 << 12
 
 
 def read_text(path: str) -> str:
@@ -101,6 +103,22 @@ def build_id(path: str) -> bytes | None:
     except (OSError, ValueError):
         pass
     return None
+
+
+def tail_digest(path: str, size_bytes: int) -> bytes | None:
+    """SHA-256 of the last bytes before `size_bytes`; None if they cannot be read. What is only appended to keeps it."""
+    start = max(0, size_bytes - _TAIL_BYTES)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        data = os.pread(descriptor, size_bytes - start, start)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return hashlib.sha256(data).digest() if len(data) == size_bytes - start else None
 
 
 def _open_targets(pid: int) -> set[str]:

@@ -96,11 +96,11 @@ def parse_mount_ids(mountinfo: str) -> frozenset[int]:
 
 
 def parse_locks(fdinfo: str) -> tuple[str, ...]:
-    """The kinds of the locks that a descriptor holds: "FLOCK", "POSIX", "OFDLCK", "LEASE"."""
+    """The locks that a descriptor holds: as "FLOCK WRITE 0-EOF": kind, access, first and last byte."""
     return tuple(
-        fields[2]
+        f"{fields[2]} {fields[4]} {fields[7]}-{fields[8]}"
         for fields in (line.split() for line in fdinfo.splitlines())
-        if len(fields) > 2 and fields[0] == "lock:"
+        if len(fields) > 8 and fields[0] == "lock:"
     )
 
 

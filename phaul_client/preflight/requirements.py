@@ -28,6 +28,10 @@ class RequiredFile:
     mapped: bool = False
     #: phaul brings it along.
     carried: bool = False
+    #: What the tree has locked in it, as "FLOCK WRITE 0-EOF".
+    locks: tuple[str, ...] = ()
+    #: Of the last bytes, if the tree may be writing to it.
+    tail_sha256: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +162,8 @@ def _files(tree: TreeFacts) -> Iterator[RequiredFile]:
             build_id=known.build_id if known else None,
             writable=file.writable or (known is not None and known.writable),
             mapped=known is not None,
+            locks=tuple(sorted({*file.locks, *(known.locks if known else ())})),
+            tail_sha256=file.tail_sha256 or (known.tail_sha256 if known else None),
         )
     yield from found.values()
 

@@ -201,3 +201,53 @@ async def test_what_rsync_is_told(nodes_with_roots: Nodes) -> None:
     await b.kill_phauld(signal.SIGTERM)
     await b.start_phauld()
     assert await codes(a, b, "--sync", str(DATA)) == {"sync-not-allowed"}
+
+
+LOCKS: Final = {
+    "posix": "fcntl.lockf(file, fcntl.LOCK_EX)",
+    "flock": "fcntl.flock(file, fcntl.LOCK_EX)",
+    "part": "fcntl.lockf(file, fcntl.LOCK_EX, 1, 7)",
+}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+async def test_a_lock_on_a_shared_file_is_told_beforehand_and_moves_with_a_file_of_its_own(
+    nodes_with_roots: Nodes, tmp_path: Path, lock: str
+) -> None:
+    """On one file system the restore would wait for the frozen tree's lock until the freeze budget is over."""
+    a, b, _ = nodes_with_roots
+    await a.run(["mkdir", DATA])
+    for place, expected in ((tmp_path, {"file-lock-held"}), (DATA, set())):
+        program = (
+            f"import fcntl, time; file = open('{place}/locked', 'wb+'); {LOCKS[lock]}; print('has it', flush=True)"
+        )
+        words = [sys.executable, "-I", "-S", "-c", f"{program}\nwhile True: time.sleep(1)"]
+        await a.phaul("run", "--name", "writer", "--", *words, check=True)
+        async with asyncio.timeout(20):
+            while "has it" not in (await a.phaul("logs", "writer")).stdout:  # noqa: ASYNC110 - polled
+                await asyncio.sleep(0.05)
+        sync = ("--sync", str(DATA)) if place == DATA else ()
+        assert await codes(a, b, *sync) == expected
+        status, report = await migrate(a, "writer", b, *sync)
+        assert status == (REFUSED if expected else 0), report
+        await a.phaul("stop", "writer")
+        await a.phaul("rm", "writer")
+
+
+async def test_a_shared_file_that_grows_is_no_other_file(nodes_with_roots: Nodes, tmp_path: Path) -> None:
+    a, b, _ = nodes_with_roots
+    file = tmp_path / "growing"
+    program = f"import time; file = open('{file}', 'ab', 0)\nwhile True: file.write(b'x' * 100); time.sleep(0.0005)"
+    await a.phaul("run", "--name", "writer", "--", sys.executable, "-I", "-S", "-c", program, check=True)
+    await until(lambda: file.exists() and file.stat().st_size > 0)
+    found: set[str] = set()
+    async with asyncio.timeout(60):
+        while "file-growing" not in found:  # it need not have grown between the two looks
+            done = await a.phaul("preflight", "writer", "--to", b.address, "--json")
+            found = {each["code"] for each in done.json()["problems"]}
+            assert "file-size" not in found
+    status, report = await migrate(a, "writer", b)
+    assert status == 0, report
+    size = file.stat().st_size
+    await until(lambda: file.stat().st_size > size)
+    await b.phaul("stop", "writer")

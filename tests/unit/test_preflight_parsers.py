@@ -50,7 +50,7 @@ def test_tcp_tables_of_both_families() -> None:
 
 def test_fdinfo_of_locks_and_epoll() -> None:
     text = "pos:\t0\nflags:\t0100002\nmnt_id:\t27\nlock:\t1: FLOCK  ADVISORY  WRITE 12 fe:00:9 0 EOF\n"
-    assert proc_text.parse_locks(text) == ("FLOCK",)
+    assert proc_text.parse_locks(text) == ("FLOCK WRITE 0-EOF",)
     assert proc_text.parse_fields(text)["mnt_id"] == "27"
     epoll = "pos:\t0\ntfd:        5 events:       19 data:                5  pos:0 ino:1a2b sdev:d\n"
     assert proc_text.parse_epoll(epoll) == (5,)
