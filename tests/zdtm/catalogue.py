@@ -48,6 +48,11 @@ class Program:
         return tuple(word for each in self.criu_options for word in OPTIONS.get(each, ()))
 
     @property
+    def own_files(self) -> bool:
+        """Its files must not be the same at both nodes: a lock that is held here would be waited for there."""
+        return "--file-locks" in self.criu_options
+
+    @property
     def unknown_options(self) -> tuple[str, ...]:
         """What phaul cannot be told."""
         words = (*self.criu_options, *self.dump_options, *self.restore_options)
@@ -65,12 +70,17 @@ def find_programs(directory: Path) -> list[Program]:
 
 def read_program(path: Path) -> Program:
     """What its description and its Makefile say."""
-    description = {}
-    if path.with_name(f"{path.name}.desc").exists():
-        description = ast.literal_eval(path.with_name(f"{path.name}.desc").read_text())
-    flags, flavors = description.get("flags", "").split(), description.get("flavor", "h").split()
+    description: dict[str, str] = {}
     why_not = ""
-    if "h" not in flavors:
+    if path.with_name(f"{path.name}.desc").exists():
+        try:
+            description = ast.literal_eval(path.with_name(f"{path.name}.desc").read_text())
+        except (SyntaxError, ValueError):
+            why_not = "its description is a program"
+    flags, flavors = description.get("flags", "").split(), description.get("flavor", "h").split()
+    if why_not:
+        pass
+    elif "h" not in flavors:
         why_not = f"wants namespaces of its own ({' '.join(flavors)})"
     elif excluded := {"noauto", "pre-dump-notify", "reqrst"} & set(flags):
         why_not = f"not by itself: {' '.join(sorted(excluded))}"

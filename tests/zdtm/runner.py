@@ -1,5 +1,8 @@
 """Moves programs that check themselves: by phaul between two daemons, by plain criu between the same two nodes, or not
 at all. What happened is one word; see `OUTCOMES`.
+
+Both nodes see the same files, but those of a program with file locks: each node has its own of them, phaul moves them
+with `--sync`, and beside criu they are copied.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import contextlib
 import shutil
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +42,11 @@ _FIRST_PID: Final = 10_000
 _PIDS_EACH: Final = 60
 
 
+#: Where each node has files of its own.
+OWN: Final = Path("/run/zdtm")
+Move = Callable[[Program, int, Path], Awaitable[tuple["Result", Node]]]
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What happened to one program in one way."""
@@ -53,6 +62,10 @@ class Runner:
         self._a, self._b = nodes.a, nodes.b
         self._directory = directory
         self._count = 0
+
+    def _seen(self, node: Node, place: Path) -> Path:
+        """Where this process finds what the node has there."""
+        return node.root / place.relative_to("/") if place.is_relative_to(OWN) else place
 
     async def run(self, program: Program) -> dict[str, Any]:
         """All three ways, as a row of the table."""
@@ -71,11 +84,10 @@ class Runner:
         row["seconds"] = round(time.monotonic() - started, 1)
         return row
 
-    async def _one(self, program: Program, move: Any) -> Result:
+    async def _one(self, program: Program, move: Move | None) -> Result:
         self._count += 1
-        place = self._directory / f"{program.name}-{self._count}"
-        place.mkdir(mode=0o777)
-        place.chmod(0o777)
+        place = (OWN if program.own_files else self._directory) / f"{program.name}-{self._count}"
+        self._seen(self._a, place).mkdir(parents=True)
         try:
             try:
                 pid = await self._start(program, place)
@@ -94,26 +106,26 @@ class Runner:
         finally:
             for node in (self._a, self._b):
                 await self._end_all(node, place)
-            shutil.rmtree(place, ignore_errors=True)
+                shutil.rmtree(self._seen(node, place), ignore_errors=True)
 
     async def _start(self, program: Program, place: Path) -> int:
         """Its PID in the node."""
         first = _FIRST_PID + self._count * _PIDS_EACH % 20_000
         for node in (self._a, self._b):
             await node.run(["sh", "-c", f"echo {first + (node is self._b) * 10_000} >/proc/sys/kernel/ns_last_pid"])
-        shutil.copy2(program.path, place)
+        shutil.copy2(program.path, self._seen(self._a, place))
         binary = place / program.name
         arguments = [word.replace(f"{program.name}.", f"{binary}.") for word in program.arguments]
-        words = [binary, f"--pidfile={binary}.pid", f"--outfile={binary}.out", *arguments]
+        words: list[str | Path] = [binary, f"--pidfile={binary}.pid", f"--outfile={binary}.out", *arguments]
         line = 'cd "$0" && exec "$@" >start.log 2>&1'
         await self._a.run(["sh", "-c", line, place, *words], timeout_seconds=START_SECONDS)
-        return int((place / f"{program.name}.pid").read_text())
+        return int((self._seen(self._a, place) / f"{program.name}.pid").read_text())
 
     async def _end(self, node: Node, pid: int, program: Program, place: Path) -> tuple[bool, str]:
         """Tell it to check: whether it has found everything right, and else what it said."""
         with contextlib.suppress(CommandFailed):
             await node.run(["kill", "-TERM", str(pid)])
-        report = place / f"{program.name}.out"
+        report = self._seen(node, place) / f"{program.name}.out"
         deadline = time.monotonic() + END_SECONDS
         while time.monotonic() < deadline:
             if report.exists() and not (await _is_there(node, pid)):
@@ -125,12 +137,12 @@ class Runner:
         said = report.read_text(errors="replace") if report.exists() else ""
         if "PASS" in said.split():
             return True, ""
-        inside = place / f"{program.name}.out.inprogress"
+        inside = report.with_name(f"{report.name}.inprogress")
         said = said or (inside.read_text(errors="replace") if inside.exists() else "")
         return False, _short(said.strip().splitlines()[-1] if said.strip() else "it said nothing")
 
     async def _by_criu(self, program: Program, pid: int, place: Path) -> tuple[Result, Node]:
-        images = place / "images"
+        images = self._directory / f"images-{self._count}"
         images.mkdir()
         criu = [str(find_binary())]
         common = ["-D", str(images), "-v4", "--network-lock", "nftables"]
@@ -138,6 +150,8 @@ class Runner:
         done = await self._a.run(dump, check=False, timeout_seconds=MOVE_SECONDS)
         if done.returncode != 0:
             return Result("dump-failed", _first_error(images / "dump.log")), self._a
+        if program.own_files:
+            shutil.copytree(self._seen(self._a, place), self._seen(self._b, place), symlinks=True)
         restore = [
             *criu,
             "restore",
@@ -156,9 +170,11 @@ class Runner:
 
     async def _by_phaul(self, program: Program, pid: int, place: Path) -> tuple[Result, Node]:
         words = ["migrate", str(pid), "--to", self._b.address, "--json", "-q", *FREEZE, *program.phaul_options]
+        words += ["--sync", str(place)] if program.own_files else []
         done = await self._a.phaul(*words, timeout_seconds=MOVE_SECONDS)
         events = done.events()
-        report = events[-1] if events else {"outcome": "failed", "error": {"message": done.stderr}}
+        report: dict[str, Any] = {"outcome": "failed", "error": {"message": done.stderr}}
+        report |= events[-1] if events else {}
         if report["outcome"] == "moved":
             return Result(PASS), self._b
         problems = [each["code"] for each in report.get("problems", ()) if each["severity"] == "error"]

@@ -16,7 +16,7 @@ import pytest
 
 from tests.nodes import Nodes
 from tests.zdtm.catalogue import find_programs, read_program
-from tests.zdtm.runner import Runner, better_by_criu
+from tests.zdtm.runner import OWN, Runner, better_by_criu
 
 pytestmark = pytest.mark.criu
 
@@ -85,5 +85,5 @@ async def test_those_of_a_directory(
 
 async def start(nodes: Nodes, directory: Path) -> Runner:
     await nodes.a.start_phauld()
-    await nodes.b.start_phauld()
+    await nodes.b.start_phauld(sync_roots=OWN)
     return Runner(nodes, directory)
