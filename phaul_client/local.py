@@ -35,6 +35,7 @@ from phaul_criu.network_lock import remove_network_lock
 from phaul_criu.requests import DumpOptions
 from phaul_criu.stats import DumpStats
 from phaul_criu.swrk import Notification
+from phaul_criu.urgency import hurry, in_a_hurry
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +207,7 @@ class CriuLocal(Coordinator):
 
     async def _dump(self, criu: Criu, options: DumpOptions) -> None:
         swrk = await criu.prestart(options.passed_fds)
+        hurry(swrk.pid or 0)
         started = time.monotonic()
         try:
             self._check_root(options.pid)
@@ -220,7 +222,8 @@ class CriuLocal(Coordinator):
         except BaseException:
             await swrk.aclose()
             raise
-        stats = await criu.dump(options, on_notify=self._notified, swrk=swrk)
+        with in_a_hurry():
+            stats = await criu.dump(options, on_notify=self._notified, swrk=swrk)
         ended = time.monotonic()
         self.dump_stats = stats
         frozen_at = max(started, ended - (stats.freezing_microseconds + stats.frozen_microseconds) / 1e6)

@@ -25,6 +25,7 @@ from phaul_client.config import Config
 from phaul_client.coordinator import Journal, Recovery, nothing
 from phaul_client.doubt import Doubt
 from phaul_client.errors import InvalidRequest, PeerError, PeerRefused, PhaseError, PhaulError
+from phaul_client.huge_pages import collapse_tree
 from phaul_client.images import relative_parent
 from phaul_client.local import CriuLocal, Settings
 from phaul_client.pipe import PipeTls
@@ -35,6 +36,7 @@ from phaul_client.tree import Tree, identity, is_alive, stopped_pids, wait_until
 from phaul_criu.child import finish
 from phaul_criu.criu import Criu
 from phaul_criu.swrk import Notification, Swrk
+from phaul_criu.urgency import calm, hurry, in_a_hurry
 
 logger = logging.getLogger(__name__)
 
@@ -213,8 +215,9 @@ class PostcopyLocal(CriuLocal):
         self._relay: ServingRelay | None = None
         self._pages: Serving | None = None
         self._serving: asyncio.Task[None] | None = None
-        self._criu: dict[str, object] = {}
+        self._criu: dict[str, Any] = {}
         self._frozen_at = 0.0
+        self._hurried: tuple[int, ...] = ()
 
     async def dump_copy_serve(self, criu: Criu, config: Config, last_client_images_path: Path | None) -> None:
         """Freeze the tree, restore it there, serve its pages until none is missing. Raises as `dump_copy_restore`."""
@@ -226,6 +229,8 @@ class PostcopyLocal(CriuLocal):
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             await self.prepare_files()
+            if last_client_images_path is None:  # else every page would count as written to
+                await collapse_tree(config.pid)
             swrk, page_fd = await self._prepare(config.pid)
             options = dataclasses.replace(
                 self._settings.dump,
@@ -241,6 +246,7 @@ class PostcopyLocal(CriuLocal):
         except (Exception, asyncio.CancelledError) as exc:
             await self.unwind(exc)
         finally:
+            self._calm()
             self._stop_watchdog()
             os.close(descriptor)
             if self._tree is not None:
@@ -256,6 +262,7 @@ class PostcopyLocal(CriuLocal):
             self._pages = Serving(
                 self._migration_id, self._remote, self._relay, self._doubt, self._on_progress, self._tls
             )
+            self._hurry()
             await self._pages.link()
             self._stopped_before = stopped_pids(pid)
             self._journal.note(
@@ -269,6 +276,21 @@ class PostcopyLocal(CriuLocal):
             await swrk.aclose()  # criu ends, and the relay with it
             raise
         return swrk, status.page_fd
+
+    def _hurry(self) -> None:
+        assert self._relay is not None
+        in_a_hurry.enter()
+        self._hurried = (self._relay.process["pid"], self._criu["pid"])
+        for pid in self._hurried:
+            hurry(pid)
+
+    def _calm(self) -> None:
+        """The tree runs again, here or there: its pages have as much of the node as anybody else."""
+        if self._hurried:
+            in_a_hurry.leave()
+            for pid in self._hurried:
+                calm(pid)
+            self._hurried = ()
 
     async def _see_through(self, dump: asyncio.Task[Any]) -> None:
         """Wait for the dump, which ends when the last page has gone, and for the events that run beside it."""
@@ -356,6 +378,7 @@ class PostcopyLocal(CriuLocal):
                 return None  # by returning from the notification
             case Do.SERVE_PAGES:
                 assert self._pages is not None
+                self._calm()
                 self._remote.stop_renewing()
                 return await self._pages.fill()
             case Do.KILL_TREE if self._serving is not None and self._relay is not None:

@@ -19,6 +19,7 @@ from phaul_criu import child as children
 from phaul_criu.diagnosis import add_log, forget_log
 from phaul_criu.errors import CriuMissing, CriuTimeout, LazyPagesFailed
 from phaul_criu.requests import DirectoryOptions
+from phaul_criu.urgency import hurry
 
 _OP = "lazy-pages"
 _SOCKET = "lazy-pages.socket"
@@ -65,6 +66,7 @@ class LazyPages:
                 except OSError as exc:
                     message = f"cannot start {binary}: {exc.strerror}"
                     raise CriuMissing(_OP, message, errno=exc.errno) from exc
+            hurry(child.pid)  # until the caller knows that the tree runs
             lazy_pages = cls(child, options)
             try:
                 await lazy_pages._wait_ready(ready, timeout_seconds)

@@ -11,6 +11,7 @@ from phaul_criu.diagnosis import add_log, failure, forget_log
 from phaul_criu.errors import CriuError, PageServerFailed
 from phaul_criu.requests import PageServerOptions, page_server_request, wait_pid_request
 from phaul_criu.swrk import Swrk
+from phaul_criu.urgency import hurry
 
 
 class PageServer:
@@ -60,6 +61,11 @@ class PageServer:
             raise
         finally:
             await self.aclose()
+
+    def hurry(self) -> None:
+        """Let it go first until its end: a tree stands still."""
+        for pid in (self._pid, self._swrk.pid):
+            hurry(pid or 0)
 
     def kill(self) -> None:
         """Kill the page server if it still runs; a `wait` for it fails then."""

@@ -15,8 +15,10 @@ from typing import Any, Final, Self
 from phaul_client.errors import PeerUnavailable
 from phaul_client.pipe import PipeTls
 from phaul_client.postcopy import RelayGone, RelaySilent
+from phaul_client.tree import descendants
 from phaul_criu.errors import LazyPagesFailed
 from phaul_criu.pagemaps import lazy_pages
+from phaul_criu.urgency import calm, hurry
 from phauld import unattended
 from phauld.dataport import DataPort, Expected
 from phauld.relays import Relay
@@ -75,6 +77,7 @@ class Fetching:
         except ValueError as exc:  # they came from the source
             raise LazyPagesFailed("lazy-pages", str(exc)) from exc
         argv = [str(criu), "lazy-pages", "-D", str(images), "-W", str(images), "-o", _LOG_FILE, "-v2"]
+        hurry(self.relay.process["pid"])  # and so criu, which it starts
         try:
             await self.relay.start(argv)
         except (OSError, RelayGone) as exc:
@@ -93,6 +96,8 @@ class Fetching:
 
     async def wait(self, root: Mapping[str, Any]) -> None:
         """Wait for every page. Raises `LazyPagesFailed`: pages are lost, and the tree was killed."""
+        for pid in descendants(self.relay.process["pid"]):  # the tree runs
+            calm(pid)
         if self._watch is None:
             self._watch = asyncio.create_task(self._count())
         status = await self.relay.criu_ended()

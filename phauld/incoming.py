@@ -34,6 +34,7 @@ from phaul_criu.errors import CriuError, LazyPagesFailed
 from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.requests import RestoreOptions
 from phaul_criu.swrk import Notification, Swrk
+from phaul_criu.urgency import calm, in_a_hurry
 from phauld import convert, session, unattended
 from phauld.container_place import ContainerPlace
 from phauld.dataport import DataPort
@@ -72,6 +73,7 @@ class Incoming:
     lease_seconds: float
     promise: Promise
     postcopy: bool = False  #: pages may come after the commit
+    stands_still: bool = False  #: from its first page on
     addresses: tuple[Address, ...] = ()  #: that move along
     hooks: tuple[Hook, ...] = ()  #: that are told, beside those of this node
     source_name: str = ""
@@ -177,6 +179,7 @@ class Session:
         self._root: dict[str, Any] = {}  # identity of the tree's root
         self._made: tuple[Path, ...] = ()  # carried files that were not here before: dropped if it is aborted
         self._holds_images = phase not in session.FINAL
+        self._is_in_a_hurry = False
         self.failure: BaseException | None = None
         self.pid = 0
         self.rounds = 0
@@ -353,6 +356,8 @@ class Session:
         """Writes the files of a PutImages call; `accept` what it has written. Raises `PhaseError`."""
         self.check_takes_files()
         self.renew()
+        if self._phase is not Phase.OPEN:  # what comes then is of the last dump
+            self._hurry()
         if self._fetching is not None and self._phase is Phase.OPEN:
             return ImageWriter(None, self.incoming.carried, self._make_fetched_round)
         images = self._server.last_images_dir if self._server is not None else None
@@ -360,6 +365,7 @@ class Session:
 
     def _make_fetched_round(self) -> Path:
         """The directory of the round whose pages are fetched. Made again, it replaces the one before."""
+        self._hurry()
         if self._fetched_round is None:
             if self._server is None:
                 self._server = Server(Config(pid=0, memfd=-1, wdir=self._directory), self._criu)
@@ -555,7 +561,7 @@ class Session:
         if self._server is None:
             config = Config(pid=0, memfd=memfd, wdir=self._directory)
             self._server = Server(config, self._criu)
-        await self._server.start_iter()
+        await self._server.start_iter(in_a_hurry=self.incoming.stands_still or self.rounds > 0)
 
     async def _restore_tree(self) -> None:
         """Runs beside the calls: from the request to criu's last word."""
@@ -641,6 +647,17 @@ class Session:
             ran = self._slot.ran
         self._post(Event.TREE_RUNS if ran else Event.TREE_NEVER_RAN)
 
+    def _hurry(self) -> None:
+        """The tree stands still from now on: this session goes first."""
+        if not self._is_in_a_hurry:
+            self._is_in_a_hurry = True
+            in_a_hurry.enter()
+
+    def _calm(self) -> None:
+        if self._is_in_a_hurry:
+            self._is_in_a_hurry = False
+            in_a_hurry.leave()
+
     async def _kill_tree(self) -> None:
         await self._addresses_are("muted", self._addresses.mute)  # the end of its connections is nobody's business
         await self.sync.aclose()
@@ -677,6 +694,7 @@ class Session:
 
     async def _settle(self) -> None:
         """The tree runs: its record stands for its name, and what it was made of goes."""
+        self._calm()
         await self._addresses_are("announced", self._addresses.show)  # again, for who missed it, and after a crash
         if self._container is not None:
             await self._container_is("connected", self._container.show)
@@ -696,6 +714,7 @@ class Session:
             self._let_go()
         if self._lazy is not None:
             lazy, self._lazy = self._lazy, None
+            calm(lazy.pid)
             try:
                 await lazy.wait()
             except CriuError as exc:
@@ -749,6 +768,7 @@ class Session:
         await self._journal.cleaned()
 
     async def _clean_up(self) -> None:
+        self._calm()
         if self._taking is not None:
             self._taking.cancel()
             await asyncio.wait([self._taking])

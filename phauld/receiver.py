@@ -42,8 +42,11 @@ class Server:
         """Make the directory of a round that brings no pages, as post-copy's."""
         return self._chain.open_next()
 
-    async def start_iter(self) -> None:
-        """Begin a round: criu reads pages from `memfd`. Raises `PageServerFailed`, `CriuDied`, `CriuMissing`."""
+    async def start_iter(self, *, in_a_hurry: bool = False) -> None:
+        """Begin a round: criu reads pages from `memfd`; `in_a_hurry` if the tree stands still.
+
+        Raises `PageServerFailed`, `CriuDied`, `CriuMissing`.
+        """
         parent = self._chain.last
         directory = self._chain.open_next()
         self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -54,6 +57,8 @@ class Server:
                 auto_dedup=True,  # a page is kept once: what a round brings anew is punched out of those before
             )
             self._page_server = await self._criu.page_server(options, self._config.memfd)
+            if in_a_hurry:
+                self._page_server.hurry()
         except BaseException:
             self._close_directory()
             raise

@@ -280,6 +280,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             lease_seconds=min(max(lease, MIN_LEASE_SECONDS), MAX_LEASE_SECONDS),
             promise=Promise(bytes=request.expected_bytes, in_memory=place.in_memory),
             postcopy=options.mode in (Mode.POST_COPY, Mode.HYBRID),
+            stands_still=options.mode is Mode.STOP_COPY,
             addresses=options.addresses,
             hooks=options.hooks,
             container=(

@@ -265,9 +265,16 @@ def look_at(directory: str, roots: list[int], criu: str) -> bool:
     return always_busy
 
 
-def heed_sigterm() -> None:
-    """In the child: criu ends its own helper for cgroups by SIGTERM, and waits for its end for ever."""
+def prepare_criu() -> None:
+    """In the child: criu ends its own helper for cgroups by SIGTERM, and waits for its end for ever.
+
+    It goes first (see phaul_criu/urgency.py): a tree stands still. What it restores gets its own policy back.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:  # noqa: SIM105 - contextlib is not worth its import
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except OSError:
+        pass
 
 
 def enter_container(go_fd: int) -> None:
@@ -275,7 +282,7 @@ def enter_container(go_fd: int) -> None:
 
     The end of the pipe without a word is the end of the restore: it was given up, or phauld was killed.
     """
-    heed_sigterm()
+    prepare_criu()
     if not os.read(go_fd, 1):
         os._exit(127)
     libc_call("unshare", CLONE_NEWCGROUP)
@@ -283,7 +290,7 @@ def enter_container(go_fd: int) -> None:
 
 def restore(directory: str, swrk_fd: int, criu: str, go_fd: int | None = None) -> None:
     """Be the parent of the criu that restores a tree, then of the tree."""
-    prepare = heed_sigterm if go_fd is None else lambda: enter_container(go_fd)
+    prepare = prepare_criu if go_fd is None else lambda: enter_container(go_fd)
     criu_pid = fork_exec([criu, "swrk", str(swrk_fd)], (swrk_fd,), prepare)
     os.close(swrk_fd)
     _, status = os.waitpid(criu_pid, 0)  # of no other: a tree that has ended by now is to be told of like any other
