@@ -63,6 +63,10 @@ INSPECTION_RIGHTS: Final = {
 }
 
 
+#: Of http_listen. The others show what runs here.
+HTTP_RIGHTS: Final = {"/metrics": Right.KNOWN, "/healthz": Right.KNOWN}
+
+
 def right_for(method: str) -> Right | None:
     """The right that a call needs; `None`: nobody may make it."""
     found = RIGHTS.get(method)
@@ -98,14 +102,16 @@ class Policy:
 
     def refusal(self, method: str, sans: Iterable[str], fingerprint: str) -> str:
         """Why a peer with this certificate may not make this call; empty: it may."""
+        right = right_for(method)
+        return f"no rule for {method}" if right is None else self.refusal_of(right, sans, fingerprint)
+
+    def refusal_of(self, right: Right, sans: Iterable[str], fingerprint: str) -> str:
+        """Why a peer with this certificate has not this right; empty: it has."""
         if fingerprint in self.revoked:
             return "its certificate is revoked"
         name = peer_name(sans)
         if name is None:
             return f"its certificate has not exactly one URI {URI_PREFIX}NAME"
-        right = right_for(method)
-        if right is None:
-            return f"no rule for {method}"
         peer = self.peers.get(name)
         if peer is None:
             return f"{name} is not in the policy"

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from phaul_client.errors import InvalidRequest
+from phaul_client.tls import CERTIFICATE_FILE
 
 ENVIRONMENT_PREFIX: Final = "PHAULD_"
 DEFAULT_PORT: Final = 7707
 DEFAULT_DATA_PORT: Final = 7708
+STANDARD_TLS_DIR: Final = Path("/etc/phaul/tls")
 MAX_HOOK_SECONDS: Final = 8.0  #: less than a call of the other node waits for
 
 
@@ -57,7 +59,7 @@ class Config:
     log_level: str = "info"  #: debug, info, warning or error
     log_format: str = "text"  #: text for people, or json: one object a line
     otlp_endpoint: str = ""  #: where traces are sent by OTLP over gRPC; empty: none are made
-    http_listen: str = ""  #: HOST:PORT of the page, /metrics and /healthz; empty: none
+    http_listen: str = ""  #: HOST:PORT of the page, /metrics and /healthz; HTTPS beyond loopback with tls_dir
     lease_seconds: float = 30.0  #: an incoming migration whose source is silent for so long is aborted
     hooks_dir: Path = Path("/etc/phaul/hooks.d")  #: programs that are called when a tree leaves or comes
     hook_seconds: float = 4.0  #: all hooks of a phase together
@@ -105,11 +107,11 @@ class Config:
 
     def _check_http(self) -> None:
         host, _ = split_address("http_listen", self.http_listen)
-        if not self.insecure and not is_loopback(host):
+        if not self.insecure and not self.tls_dir and not is_loopback(host):
             raise BadSetting(
                 "http_listen",
                 f"{self.http_listen!r} shows beyond this machine what runs here, in clear and to anyone",
-                remedy="listen on loopback; from elsewhere, through ssh -L or a proxy that asks who it is",
+                remedy="listen on loopback, or give --tls-dir DIR: then it is HTTPS for those whom the policy names",
             )
 
 
@@ -175,8 +177,12 @@ def load_config(
     file: Path | None = None,
     environment: Mapping[str, str] = os.environ,
     flags: Mapping[str, object] = types.MappingProxyType({}),
+    standard_tls_dir: Path = STANDARD_TLS_DIR,
 ) -> Config:
-    """Read the configuration. Raises `InvalidRequest` naming the line, variable or flag and the reason."""
+    """Read the configuration. Raises `InvalidRequest` naming the line, variable or flag and the reason.
+
+    Who listens beyond loopback, says nothing about TLS, and has certificates in the standard directory means those.
+    """
     kinds = typing.get_type_hints(Config)
     known = {each.name for each in dataclasses.fields(Config)}
     found: dict[str, tuple[object, str]] = {}
@@ -205,6 +211,10 @@ def load_config(
         except ValueError as exc:
             raise InvalidRequest(f"{place}: {key}: {exc}") from exc
     try:
+        if "listen" in values and "tls_dir" not in values and not values.get("insecure"):
+            beyond = not is_loopback(split_address("listen", values["listen"])[0])
+            if beyond and (standard_tls_dir / CERTIFICATE_FILE).exists():
+                values["tls_dir"] = standard_tls_dir
         return Config(**values)
     except BadSetting as exc:
         place = found[exc.setting][1] if exc.setting in found else "default"

@@ -1,10 +1,12 @@
 """The HTTP side of phauld, read-only: a page for people, `/metrics` for Prometheus, `/healthz` for probes.
 
+On loopback it is HTTP; beyond it, with `tls_dir`, HTTPS for those whom the policy names.
 The invariant: nothing that is asked here changes anything, and nothing in the page comes from elsewhere.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,12 +19,13 @@ from phaul_client.cli.json_output import migration_json, progress_json
 from phaul_client.cli.report import report_page
 from phaul_client.errors import InvalidRequest
 from phauld import session
-from phauld.config import Config, split_address
+from phauld.config import Config, is_loopback, split_address
 from phauld.incoming import Session
 from phauld.metrics import Metrics
 from phauld.migrations_service import MigrationsService
 from phauld.node import Node
 from phauld.remote_service import RemoteService
+from phauld.web_tls import HANDSHAKE_SECONDS, Secured
 
 PAGES: Final = Path(__file__).parent / "pages"
 SHOWN: Final = 100
@@ -52,11 +55,14 @@ class Web:
         self._remote = remote
         self._metrics = metrics
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        host = split_address("http_listen", config.http_listen)[0]
+        self._secured = Secured(node.guard) if node.guard is not None and not is_loopback(host) else None
         self.is_draining = False
 
     async def start(self) -> None:
         """Raises `InvalidRequest` when the port is taken."""
-        app = web.Application(middlewares=[self._guard], client_max_size=1024)
+        app = web.Application(middlewares=[self._only_local_names, self._authorise], client_max_size=1024)
         for path in FILES:
             app.router.add_get(path, _file)
         app.router.add_get("/metrics", self._get_metrics)
@@ -67,8 +73,17 @@ class Web:
         self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=30.0, shutdown_timeout=1.0)
         await self._runner.setup()
         host, port = split_address("http_listen", self._config.http_listen)
+        secured = self._secured.context() if self._secured is not None else None
+        assert self._runner.server is not None
         try:
-            await web.TCPSite(self._runner, host, port, backlog=64).start()
+            self._server = await asyncio.get_running_loop().create_server(
+                self._runner.server,
+                host,
+                port,
+                backlog=64,
+                ssl=secured,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS if secured is not None else None,
+            )
         except OSError as exc:
             why = os.strerror(exc.errno or 0)
             remedy = "another program may listen there: choose another --http-listen"
@@ -76,11 +91,20 @@ class Web:
 
     async def stop(self) -> None:
         """Answer nobody any more."""
+        if self._server is not None:
+            self._server.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
     @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _authorise(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Beyond loopback with TLS: for whom the policy allows it. Raises `HTTPForbidden`."""
+        if self._secured is not None and (why := self._secured.refusal(request)):
+            raise web.HTTPForbidden(text=f"{why}\n")
+        return await handler(request)
+
+    @web.middleware
+    async def _only_local_names(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """On loopback, only for those who mean loopback: a page from elsewhere may have its name point here."""
         host = split_address("http_listen", self._config.http_listen)[0]
         if host in _LOCAL and (request.url.host or "") not in _LOCAL:

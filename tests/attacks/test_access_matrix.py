@@ -6,6 +6,7 @@ The calls are those of the descriptors and of the daemon's own reflection: a new
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +21,11 @@ from grpc_reflection.v1alpha import reflection_pb2
 from phaul.v1 import migrations_pb2, node_pb2, remote_pb2, remote_pb2_grpc, types_pb2
 from phaul_client.errors import PeerUnavailable
 from phaul_client.status import from_rpc_error
+from phaul_client.stream import Preamble, StreamKind, Verdict
+from phaul_client.wire import WireError
 from phauld.access import Right, right_for
 from tests.attacks.target import Kind, Target, remote
+from tests.attacks.test_page_tls import come, opened_session
 
 pytestmark = pytest.mark.criu
 
@@ -33,7 +37,7 @@ METHODS: Final[dict[str, MethodDescriptor]] = {
     f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods
 }
 ALLOWED, REFUSED, NO_CONNECTION = "yes", "refused", "no connection"
-DATA_PORT: Final = "data port"
+DATA_PORT: Final = "data port, with the token of this node's session"
 #: These fail in the handshake, whatever is asked.
 NOT_CONNECTED: Final = (Kind.EXPIRED, Kind.ROGUE, Kind.NONE, Kind.CLEAR)
 
@@ -94,10 +98,50 @@ async def test_matrix(target: Target, json_report: dict[str, Any], documented: s
             outcomes = await asyncio.gather(*(attempt(channel, path, method) for path, method in METHODS.items()))
         for path, outcome in zip(METHODS, outcomes, strict=True):
             found[path][kind] = outcome
-    json_report["access"] = found
+    json_report["access"] = {**found, DATA_PORT: (at_data_port := await data_port(target))}
+    assert at_data_port == {
+        kind: ALLOWED if kind is Kind.NODE else NO_CONNECTION if kind in NOT_CONNECTED else REFUSED for kind in Kind
+    }
     assert found == {method: {kind: expected(method, kind) for kind in Kind} for method in METHODS}
-    lines = table(found)
+    lines = [*table(found), f"| {DATA_PORT} | " + " | ".join(at_data_port.values()) + " |"]
     assert "\n".join(lines) in documented, "docs/security.md has another table:\n" + "\n".join(lines)
+
+
+async def data_port(target: Target) -> dict[str, str]:
+    """Who can open a page stream with a token that was given to a node."""
+    found = {}
+    for number, kind in enumerate(Kind):
+        async with opened_session(target, f"{number}-matrix") as (_, token):
+            found[str(kind)] = await asyncio.to_thread(open_stream, target, token, kind)
+    return found
+
+
+def open_stream(target: Target, token: bytes, kind: Kind) -> str:
+    if kind in (Kind.NONE, Kind.CLEAR):
+        with target.connect(to_data=True) as sock:
+            sock.sendall(Preamble(StreamKind.PAGES, token).encode())
+            assert sock.recv(1) == bytes([Verdict.ACCEPTED])
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.load_verify_locations(target.certificates / "ca" / "ca.crt")
+            try:
+                if kind is Kind.NONE:
+                    with context.wrap_socket(sock) as tls:  # in TLS 1.3 the server's refusal comes with its first bytes
+                        return ALLOWED if tls.recv(1) else NO_CONNECTION
+                sock.sendall(bytes(4096))
+                heard = sock.recv(4096)
+                return NO_CONNECTION if heard[:1] in (b"", b"\x15") else ALLOWED  # it hung up, with an alert of TLS
+            except TimeoutError:
+                return ALLOWED  # it waits for more
+            except OSError:
+                return NO_CONNECTION
+    try:
+        wire = come(target, token, target.certificates / kind)
+    except WireError as exc:
+        return REFUSED if "does not take this node" in str(exc) else NO_CONNECTION
+    wire.close()
+    wire._socket.close()
+    return ALLOWED
 
 
 def table(found: dict[str, dict[str, str]]) -> list[str]:
@@ -121,6 +165,9 @@ def session_calls(stub: remote_pb2_grpc.RemoteAsyncStub, migration_id: str) -> d
     async def pieces() -> AsyncIterator[remote_pb2.PutImagesRequest]:
         yield remote_pb2.PutImagesRequest(migration_id=migration_id)
 
+    async def synced() -> AsyncIterator[remote_pb2.SyncFilesRequest]:
+        yield remote_pb2.SyncFilesRequest(migration_id=migration_id, directory="/srv")
+
     async def files() -> AsyncIterator[remote_pb2.PutFilesRequest]:
         yield remote_pb2.PutFilesRequest(migration_id=migration_id)
 
@@ -132,6 +179,7 @@ def session_calls(stub: remote_pb2_grpc.RemoteAsyncStub, migration_id: str) -> d
         "StopIter": lambda: stub.StopIter(remote_pb2.StopIterRequest(migration_id=migration_id, index=1)),
         "PutImages": lambda: stub.PutImages(pieces()),
         "PutFiles": lambda: stub.PutFiles(files()),
+        "SyncFiles": lambda: anext(aiter(stub.SyncFiles(synced()))),
         "Restore": lambda: stub.Restore(remote_pb2.RestoreRequest(migration_id=migration_id, index=1)),
         "Commit": lambda: stub.Commit(remote_pb2.CommitRequest(migration_id=migration_id)),
         "Abort": lambda: stub.Abort(remote_pb2.AbortRequest(migration_id=migration_id)),

@@ -166,3 +166,14 @@ def test_the_socket_goes_to_a_group_that_exists() -> None:
     ) as refused:
         load_config(environment={}, flags={"socket_group": "no-such-group"})
     assert refused.value.remedy == "groupadd --system no-such-group"
+
+
+def test_certificates_in_the_standard_directory_are_used_beyond_loopback(tmp_path: Path) -> None:
+    there: dict[str, object] = {"listen": "0.0.0.0:7707"}
+    with pytest.raises(InvalidRequest, match="without TLS"):
+        load_config(None, {}, there, tmp_path)
+    (tmp_path / "node.crt").touch()
+    assert load_config(None, {}, there, tmp_path).tls_dir == tmp_path
+    assert load_config(None, {}, {**there, "insecure": "true"}, tmp_path).tls_dir is None
+    assert load_config(None, {}, {**there, "tls_dir": "/elsewhere"}, tmp_path).tls_dir == Path("/elsewhere")
+    assert load_config(None, {}, {}, tmp_path).tls_dir is None
