@@ -19,6 +19,7 @@ Report = dict[str, Any]
 hypothesis.settings.register_profile("phaul", deadline=None)
 hypothesis.settings.load_profile("phaul")
 REPORT: Final = pytest.StashKey[Report]()
+_config: pytest.Config | None = None  # pytest does not tell it at the end of a test
 
 
 @functools.cache
@@ -52,7 +53,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start an empty report."""
+    global _config
     config.stash[REPORT] = {}
+    _config = config
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -64,7 +67,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the report, if one was asked for and something was measured."""
-    path, report = session.config.getoption("--json"), session.config.stash[REPORT]
+    _write_report(session.config)
+
+
+def pytest_runtest_logfinish() -> None:
+    """The report so far, after each test: a long run that is ended has told what it knows."""
+    if _config is not None:
+        _write_report(_config)
+
+
+def _write_report(config: pytest.Config) -> None:
+    path, report = config.getoption("--json"), config.stash[REPORT]
     if path and report:
         Path(path).write_text(json.dumps(report, indent=2) + "\n")
 

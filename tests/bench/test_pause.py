@@ -37,6 +37,9 @@ class Case:
     mode: str
     restore: str = "lazy"
 
+    def repetitions(self, quick: bool) -> int:
+        return 2 if quick else 5
+
     @property
     def name(self) -> str:
         return f"{self.mode}, {self.restore} restore, {self.mib} MiB"
@@ -48,6 +51,7 @@ class Figures:
 
     pause: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
+    peak_rss_mib: list[float] = field(default_factory=list)  #: of the larger of the two daemons, in the move
 
 
 CASES: Final = (
@@ -83,7 +87,8 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
 @pytest.mark.usefixtures("large_pipes")
 async def test_pause(case: Case, nodes: Nodes, tmp_path: Path, json_report: dict[str, Any], quick: bool) -> None:
     """By phaul and by hand, in turn."""
-    repetitions = 2 if quick else 5
+    repetitions = case.repetitions(quick)
+    idle_rss_mib = _rss_mib(nodes, "VmRSS")
     phaul, by_hand = Figures(), Figures()
     for number in range(repetitions):
         turns: list[tuple[Figures, Callable[[Case, Nodes, Path], Awaitable[tuple[float, float]]]]] = [
@@ -94,9 +99,11 @@ async def test_pause(case: Case, nodes: Nodes, tmp_path: Path, json_report: dict
             directory = tmp_path / f"{number}-{move.__name__}"
             directory.mkdir()
             await warm_memory(nodes.a, case.mib * MIB)
+            _forget_peaks(nodes)
             pause, total = await move(case, nodes, directory)
             figures.pause.append(pause)
             figures.total.append(total)
+            figures.peak_rss_mib.append(max(_rss_mib(nodes, "VmHWM")))
     ratio = statistics.median(phaul.pause) / statistics.median(by_hand.pause)
     json_report.setdefault("cases", []).append(
         {
@@ -109,12 +116,32 @@ async def test_pause(case: Case, nodes: Nodes, tmp_path: Path, json_report: dict
             "phaul_total_s": phaul.total,
             "by_hand_total_s": by_hand.total,
             "ratio": ratio,
+            "phauld_idle_rss_mib": idle_rss_mib,
+            "phauld_peak_rss_mib": phaul.peak_rss_mib,
         }
     )
     sys.stdout.write(
         f"\n{case.name}: pause {_spread(phaul.pause)} by phaul, {_spread(by_hand.pause)} by hand, ratio {ratio:.2f}; "
-        f"total {_spread(phaul.total)} and {_spread(by_hand.total)}\n"
+        f"total {_spread(phaul.total)} and {_spread(by_hand.total)}; "
+        f"phauld {max(idle_rss_mib):.0f} MiB idle, {max(phaul.peak_rss_mib):.0f} MiB at most\n"
     )
+
+
+def _forget_peaks(nodes: Nodes) -> None:
+    for node in (nodes.a, nodes.b):
+        assert node.daemon.process is not None
+        Path(f"/proc/{node.daemon.process.pid}/clear_refs").write_text("5")
+
+
+def _rss_mib(nodes: Nodes, name: str) -> list[float]:
+    """Of both daemons."""
+    found = []
+    for node in (nodes.a, nodes.b):
+        assert node.daemon.process is not None
+        for line in Path(f"/proc/{node.daemon.process.pid}/status").read_text().splitlines():
+            if line.startswith(name + ":"):
+                found.append(int(line.split()[1]) / 1024)
+    return found
 
 
 async def _by_phaul(case: Case, nodes: Nodes, directory: Path) -> tuple[float, float]:

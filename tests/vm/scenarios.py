@@ -67,6 +67,11 @@ def milliseconds(duration: str | None) -> float | None:
     return None if duration is None else float(duration.removesuffix("s")) * 1000
 
 
+def switched(step: Answer) -> Answer:
+    """The same move, switched to post-copy by UpdateMigration while its first round runs."""
+    return {**step, "switch": True}
+
+
 @dataclass(frozen=True, slots=True)
 class Moved:
     """A migration as its record tells it."""

@@ -6,6 +6,7 @@ STEPS is a JSON array; each step is one of
     {"run": NAME, "argv": […], "on": "a"}
     {"ask": NAME, "on": "a", "port": N, "question": TEXT}       of writer.py
     {"move": NAME, "from": "a", "to": "b", "options": {…}}      options as in phaul.v1.Options
+                                                                "switch": true: to post-copy, in its first round
     {"stop": NAME, "on": "b"}
     {"sleep": SECONDS}
 and each is answered with one line. One process for many steps: an emulated Python takes seconds to start.
@@ -72,6 +73,10 @@ async def move(channels: Channels, step: Answer) -> Answer:
     last = started
     async for answer in stub.WatchMigration(migrations_pb2.WatchMigrationRequest(migration_id=started.migration_id)):
         last = answer.migration
+        if step.get("switch") and last.phase == types_pb2.MIGRATION_PHASE_ITERATING:
+            step["switch"] = False
+            wish = migrations_pb2.UpdateMigrationRequest(migration_id=last.migration_id, switch_to_post_copy=True)
+            await stub.UpdateMigration(wish)
     return as_dict(last)
 
 
