@@ -12,6 +12,7 @@ from typing import Final
 
 from phaul.v1 import types_pb2
 from phaul_client.errors import PhaulError
+from phaul_client.modes import Mode
 
 #: The ability of a node to be either end of a pipe; see NodeInfo.api_features.
 API_FEATURE: Final = "page-pipe-v1"
@@ -36,6 +37,7 @@ COMPRESSIONS: Final = {
 COMPRESSION_VALUES: Final = {compression: value for value, compression in COMPRESSIONS.items() if value}
 #: Whether pages that leave the machine are checked unless somebody says no. See docs/performance.md for its cost.
 CHECKSUMS_BY_DEFAULT: Final = False
+CLEAR: Final = "as criu sends them"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ class PipeChoice:
 
 def choose_pipe(
     *,
+    mode: Mode,
     checksum: bool | None,
     compression: Compression | None,
     tls: bool,
@@ -57,18 +60,21 @@ def choose_pipe(
     is_loopback: bool,
     peer_features: frozenset[str],
 ) -> PipeChoice:
-    """`None`: not said. Raises `PhaulError` UNSUPPORTED, PEER_INCOMPATIBLE: the other node cannot do what must be."""
-    wants = tls or checksum or compression not in (None, Compression.OFF)
-    if checksum is None and not is_loopback:
-        wants = wants or CHECKSUMS_BY_DEFAULT
+    """`None`: not said. Raises `PhaulError` UNSUPPORTED, PEER_INCOMPATIBLE: the other node cannot do what must be.
+
+    The pages of post-copy go by relays, which have TLS but nothing else of this; the text says so.
+    """
+    asked = bool(checksum) or compression not in (None, Compression.OFF)
+    wants = tls or asked or (CHECKSUMS_BY_DEFAULT and checksum is None and not is_loopback)
+    lazy = f"; lazy pages {'under TLS' if tls else CLEAR}" if mode in (Mode.POST_COPY, Mode.HYBRID) else ""
     if API_FEATURE in peer_features:
-        if not wants:
-            return PipeChoice(uses_pipe=False, text="as criu sends them")
+        if not wants or (mode is Mode.POST_COPY and not tls):
+            return PipeChoice(uses_pipe=False, text=f"{CLEAR}{lazy}" if mode is not Mode.POST_COPY else lazy[2:])
         chosen = compression or Compression.OFF
         parts = ["checksums", *(["TLS"] if tls else []), *([chosen] if chosen is not Compression.OFF else [])]
-        return PipeChoice(uses_pipe=True, compression=chosen, tls=tls, text=", ".join(parts))
+        return PipeChoice(uses_pipe=True, compression=chosen, tls=tls, text=", ".join(parts) + lazy)
     remedy = "a newer phauld there"
-    if checksum or compression not in (None, Compression.OFF):
+    if asked:
         raise PhaulError(
             "the destination's phauld can neither check nor compress pages", reason="UNSUPPORTED", remedy=remedy
         )
@@ -78,7 +84,7 @@ def choose_pipe(
             reason="PEER_INCOMPATIBLE",
             remedy=f"{remedy}, or --insecure on both nodes until then",
         )
-    return PipeChoice(uses_pipe=False, text="as criu sends them, the destination's phauld is older")
+    return PipeChoice(uses_pipe=False, text=f"{CLEAR}, the destination's phauld is older")
 
 
 def is_loopback(address: str) -> bool:

@@ -681,6 +681,7 @@ class Outgoing:
         if self._node.guard is not None and not (self._lazy_uses_tls or self._node.insecure or is_local):
             self._refuse_lazy_pages_in_clear(choice.mode)
         self._pipe = choose_pipe(
+            mode=choice.mode,
             checksum=self._options.checksum,
             compression=self._options.compression,
             tls=self._node.guard is not None,

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from phaul_client.errors import PhaulError
+from phaul_client.modes import Mode
 from phaul_client.pipe_choice import (
     API_FEATURE,
     CHECKSUMS_BY_DEFAULT,
@@ -20,6 +21,7 @@ OLD: frozenset[str] = frozenset()
 
 def choose(**changed: Any) -> PipeChoice:
     values = {
+        "mode": Mode.STOP_COPY,
         "checksum": None,
         "compression": None,
         "tls": False,
@@ -50,6 +52,22 @@ def test_a_pipe_only_where_it_has_something_to_do(changed: dict[str, Any], text:
     assert choice.uses_pipe is bool(text)
     assert choice.text == (text or "as criu sends them")
     assert choice.tls is bool(changed.get("tls"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "uses_pipe", "text"),
+    [
+        ({"mode": Mode.POST_COPY}, False, "lazy pages as criu sends them"),
+        ({"mode": Mode.POST_COPY, "checksum": True}, False, "lazy pages as criu sends them"),
+        ({"mode": Mode.POST_COPY, "tls": True}, True, "checksums, TLS; lazy pages under TLS"),
+        ({"mode": Mode.HYBRID}, False, "as criu sends them; lazy pages as criu sends them"),
+        ({"mode": Mode.HYBRID, "checksum": True}, True, "checksums; lazy pages as criu sends them"),
+        ({"mode": Mode.HYBRID, "tls": True}, True, "checksums, TLS; lazy pages under TLS"),
+    ],
+)
+def test_lazy_pages_go_by_relays(changed: dict[str, Any], uses_pipe: bool, text: str) -> None:
+    choice = choose(**changed)
+    assert (choice.uses_pipe, choice.text) == (uses_pipe, text)
 
 
 @pytest.mark.parametrize("is_loopback", [True, False])
