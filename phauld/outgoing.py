@@ -96,6 +96,8 @@ ANSWERED_SECONDS: Final = 3.0
 RATE_SAMPLES: Final = 5
 #: Problems of a process that are none of a container's: phaul sees to them.
 DONE_FOR_CONTAINERS: Final = ("mount-namespace",)
+#: Warnings that are errors for a container, which would not live long after its output has nobody to read it.
+FATAL_FOR_CONTAINERS: Final = ("pipe-outside",)
 #: An end of an attempt in these is not the end of the migration: a recovery goes on from the journal.
 _LEFT_TO_THE_NEXT: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED, Phase.ROLLING_BACK})
 #: Here the tree's addresses are the destination's, or may be.
@@ -652,6 +654,9 @@ class Outgoing:
         problems = list(findings.problems)
         if self._target.container is not None:
             problems = [each for each in problems if each.code not in DONE_FOR_CONTAINERS]
+            for each in problems:
+                if each.code in FATAL_FOR_CONTAINERS:
+                    each.severity = types_pb2.SEVERITY_ERROR
             try:
                 self._container = await describe(self._target.container)
             except PhaulError as exc:

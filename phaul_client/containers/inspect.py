@@ -48,7 +48,10 @@ def find_container(name: ContainerName) -> Found:
         raise PhaulError(f"{name}: its record cannot be read: {exc}", reason="UNSUPPORTED") from exc
     if not runs(init):
         raise PhaulError(f"{name} does not run here", reason="WRONG_PHASE", remedy=f"{runtime.name} list")
-    config = json.loads((Path(init.bundle) / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = json.loads((Path(init.bundle) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise PhaulError(f"{name}: no config.json in its bundle: {exc}", reason="UNSUPPORTED") from exc
     return Found(name=name, runtime=runtime, init=init, config=config)
 
 
@@ -86,9 +89,10 @@ def read_init(runtime: Runtime, name: ContainerName) -> Init:
 
 
 def runs(init: Init) -> bool:
-    """Whether the process that a record names is the one that it was."""
+    """Whether the process that a record names is the one that it was, and more than a zombie."""
     try:
-        return bool(identity(init.pid)["start_ticks"] == init.start_ticks)
+        state = Path(f"/proc/{init.pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        return bool(identity(init.pid)["start_ticks"] == init.start_ticks) and state != b"Z"
     except OSError:
         return False
 

@@ -48,6 +48,7 @@ async def clear(left: Mapping[str, Any], ours: Path | None) -> str:
             break  # it is gone
         if init.created != left["created"]:
             return ""  # another one has its name
+        why = f"its init, PID {init.pid}, has not ended"
         if not runs(init):
             try:
                 await command([runtime.name, *runtime.manager(left["manager"]), "delete", name.id], PROGRAM_SECONDS)

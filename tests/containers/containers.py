@@ -130,7 +130,14 @@ class Container:
 
     @classmethod
     async def start(
-        cls, node: Node, runtime: str, volume: Path, name: str = "web", *, network: bool = True
+        cls,
+        node: Node,
+        runtime: str,
+        volume: Path,
+        name: str = "web",
+        *,
+        network: bool = True,
+        output: str = "/dev/null",
     ) -> Container:
         """Run it, detached, with a volume and a network."""
         container = cls(runtime, name, volume)
@@ -140,7 +147,7 @@ class Container:
         await node.run(["runc", "spec", "--bundle", inside])  # it looks which cgroups the node has
         await asyncio.to_thread(_fill_bundle, bundle, volume, network)
         words = [runtime, *container.flags, "run", "--detach", "--bundle", inside, name]
-        await node.run(["sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh", *words])
+        await node.run(["bash", "-c", f'exec "$@" >{output} 2>/dev/null', "bash", *words])
         pid = (await container.state(node))["pid"]
         if network:
             await node.run(["sh", "-c", _CONNECT, "sh", str(pid), BRIDGE, f"{ADDRESS}/24"])

@@ -167,6 +167,10 @@ async def test_what_cannot_move_is_told_beforehand(nodes: Nodes, tmp_path: Path)
     assert "database" in await problem("podman:web")
     assert "no workload" in await problem("runc:nobody")
     assert "no runtime" in await problem("docker:web")
+    piped = await Container.start(
+        a, "runc", tmp_path / "piped", "piped", network=False, output=" >(cat >/dev/null 2>&1)"
+    )
+    assert "its other end is held by" in await problem(str(piped))
     await b.run(["ip", "link", "delete", BRIDGE])
     assert f"bridge {BRIDGE}" in await problem(str(container))
     await b.run(["ip", "link", "add", BRIDGE, "type", "bridge"])
