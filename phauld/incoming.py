@@ -72,6 +72,7 @@ class Incoming:
     carried: tuple[Path, ...]
     lease_seconds: float
     promise: Promise
+    place: str = ""  #: of the images, in memory or on disk, and why
     postcopy: bool = False  #: pages may come after the commit
     stands_still: bool = False  #: from its first page on
     addresses: tuple[Address, ...] = ()  #: that move along

@@ -746,6 +746,7 @@ class Outgoing:
             tls=tls,
         )
         self.record.destination.CopyFrom(answer.destination)
+        self.record.images_place = answer.images_place
         self._has_opened = True
 
     def _spec(self) -> types_pb2.WorkloadSpec | None:

@@ -140,6 +140,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             options=request.options,
             session=self._message(opened),
             page_pipe=request.page_pipe if opened.incoming.pipe is not None else None,
+            images_place=opened.incoming.place,
         )
 
     async def OpenStream(
@@ -279,6 +280,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             carried=carried,
             lease_seconds=min(max(lease, MIN_LEASE_SECONDS), MAX_LEASE_SECONDS),
             promise=Promise(bytes=request.expected_bytes, in_memory=place.in_memory),
+            place=place.reason,
             postcopy=options.mode in (Mode.POST_COPY, Mode.HYBRID),
             stands_still=options.mode is Mode.STOP_COPY,
             addresses=options.addresses,

@@ -107,6 +107,7 @@ def migration_json(migration: Migration) -> dict[str, Any]:
         "wire_bytes": migration.wire_bytes,
         "rounds": fields["rounds"],
         "rounds_reason": migration.rounds_reason,
+        "images_place": migration.images_place,
         "workload": migration.workload,
         "process_name": migration.process_name,
         "source_pid": migration.pid,

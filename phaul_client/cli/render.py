@@ -225,6 +225,7 @@ def _measured(migration: Migration) -> list[tuple[str, str]]:
             "restore",
             _with_reason(enum_word(_RESTORE_MODES, migration.restore_mode) or "-", migration.restore_mode_reason),
         ),
+        ("images", visible(migration.images_place)),
         ("pages", migration.page_stream if PIPED in migration.page_stream else ""),
         ("id", migration.migration_id),
     ]

@@ -1,6 +1,7 @@
 """The report of one migration as a single HTML page that needs nothing else (pure)."""
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 from string import Template
 from typing import Final
@@ -16,7 +17,6 @@ _WIDTH: Final = 860
 _LABELS: Final = 190
 _ROW: Final = 26
 _COLOURS: Final = ("#2563eb", "#d97706")
-_TICKS: Final = 5
 
 _PAGE: Final = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -65,11 +65,10 @@ def timeline_picture(steps: Sequence[types_pb2.TimelineStep], nodes: Sequence[st
     scale = (_WIDTH - _LABELS - 60) / end
     height = _ROW * (len(steps) + 1)
     rows = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" font-size="13" xmlns="http://www.w3.org/2000/svg">']
-    for tick in range(_TICKS + 1):
-        value = end * tick / _TICKS
+    for value in ticks(end):
         x = _LABELS + value * scale
         rows.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - _ROW}" stroke="#e5e7eb"/>')
-        rows.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle" fill="#6b7280">{value:.0f}</text>')
+        rows.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle" fill="#6b7280">{value:g}</text>')
     for number, step in enumerate(steps):
         start = _milliseconds(step.start) - origin
         length = max(0.0, _milliseconds(step.end) - _milliseconds(step.start))  # one that goes on has no end yet
@@ -79,6 +78,13 @@ def timeline_picture(steps: Sequence[types_pb2.TimelineStep], nodes: Sequence[st
         rows.append(f'<rect x="{x:.1f}" y="{y + 4}" width="{width:.1f}" height="{_ROW - 8}" rx="2" fill="{colour}"/>')
         rows.append(f'<text x="{x + width + 5:.1f}" y="{y + 17}" fill="#6b7280">{length:.1f}</text>')
     return "\n".join([*rows, "</svg>"])
+
+
+def ticks(end: float) -> list[float]:
+    """Round numbers from 0 to `end`: 4 to 10 of them."""
+    power = 10.0 ** math.floor(math.log10(end / 4))
+    step = max(factor * power for factor in (1, 2, 5) if factor * power <= end / 4)
+    return [number * step for number in range(int(end / step) + 1)]
 
 
 def _rounds(rounds: Iterable[types_pb2.RoundStats]) -> str:

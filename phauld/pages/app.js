@@ -63,9 +63,11 @@ function timeline(steps) {
   const end = Math.max(1, ...known.map((step) => step.end_ms)), left = 190, scale = 740 / end;
   const svg = draw("svg", { viewBox: `0 0 1000 ${known.length * 26 + 26}`, role: "img" });
   svg.append(draw("title", {}, "steps of the freeze"));
-  for (let tick = 0; tick <= 5; tick += 1) {
-    const x = left + (end * tick / 5) * scale;
-    svg.append(draw("line", { x1: x, x2: x, y1: 0, y2: known.length * 26 }), draw("text", { x, y: known.length * 26 + 18, "text-anchor": "middle" }, `${Math.round(end * tick / 5)} ms`));
+  const power = 10 ** Math.floor(Math.log10(end / 4));
+  const step = Math.max(...[1, 2, 5].map((factor) => factor * power).filter((each) => each <= end / 4));
+  for (let tick = 0; tick * step <= end; tick += 1) {
+    const x = left + tick * step * scale;
+    svg.append(draw("line", { x1: x, x2: x, y1: 0, y2: known.length * 26 }), draw("text", { x, y: known.length * 26 + 18, "text-anchor": "middle" }, `${Math.round(tick * step * 1000) / 1000} ms`));
   }
   known.forEach((step, number) => {
     const x = left + step.start_ms * scale, width = Math.max((step.end_ms - step.start_ms) * scale, 2), y = number * 26;

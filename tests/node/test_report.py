@@ -38,6 +38,8 @@ async def test_report_of_a_move(tmp_path: Path) -> None:
     assert steps[0] == "freeze and dump"
     assert {each["node_name"] for each in as_json["timeline"]} == {"a", "b"}
     assert all(name in shown.stdout for name in steps)
+    assert as_json["images_place"].startswith(("in memory", "on disk"))
+    assert as_json["images_place"] in shown.stdout
     assert page.read_text().count("<rect") == len(steps)
     if BROWSER is None:
         pytest.skip("the page was not drawn: no chromium here")
