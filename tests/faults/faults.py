@@ -66,7 +66,8 @@ class Run:
             "repeat": self._repeat,
             "wait-5-seconds": lambda: asyncio.sleep(5),
             "kill-lazy-pages": self._kill_lazy_pages,
-            "kill-destination-shim": self._kill_shim,
+            "kill-source-shim": lambda: self._kill_shim("a", "run"),
+            "kill-destination-shim": lambda: self._kill_shim("b", "restore"),
             "cancel": self._cancel,
             "destination-images-full": lambda: self._fill("b", IMAGES_DIR, MEMORY_DIR),
             "source-images-full": lambda: self._fill("a", IMAGES_DIR, MEMORY_DIR),
@@ -188,8 +189,8 @@ class Run:
     async def _kill_lazy_pages(self) -> None:
         kill_lazy_pages(self._bench.nodes["b"])
 
-    async def _kill_shim(self) -> None:
-        kill_one(self._bench.nodes["b"], "shim.py restore ")
+    async def _kill_shim(self, name: str, mode: str) -> None:
+        kill_one(self._bench.nodes[name], f"shim.py {mode} ")
 
     async def _make_read_only(self, name: str, *directories: Path) -> None:
         node = self._bench.nodes[name]

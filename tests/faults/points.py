@@ -180,6 +180,8 @@ def _shims() -> Iterator[Point]:
     """The parent of the restored tree, and whoever else could say what became of it."""
     shim = "kill-destination-shim"
     told = (("b:restore:post-restore:answer", shim),)
+    for at in ("a>b:CheckTree:request", "a:dump:post-dump:notify", "a>b:Commit:request"):
+        yield Point(fault="kill-source-shim", at=at, outcomes=MOVED)
     for tree in ("one", "outside"):
         for at in (
             "b:restore:pre-restore:notify",

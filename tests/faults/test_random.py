@@ -18,6 +18,7 @@ from phaul.v1 import types_pb2
 from phaul.v1.types_pb2 import Options
 from tests.conftest import Report
 from tests.faults.bench import LEASE_SECONDS, Bench, Victim, bench
+from tests.faults.faults import kill_one
 from tests.faults.gates import Verdict
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(0)]
@@ -35,7 +36,7 @@ BOUNDARIES: Final = (
     "Y:restore:post-resume:notify", "X>Y:Commit:reply", "X:dump:post-dump:answer", "X:dump:response",
 )  # fmt: skip
 FAULTS: Final = ("none", "kill-source-phauld", "kill-destination-phauld", "kill-both", "kill-source-criu",
-                 "kill-destination-criu", "cut", "stall", "lose", "repeat")  # fmt: skip
+                 "kill-destination-criu", "kill-destination-shim", "cut", "stall", "lose", "repeat")  # fmt: skip
 
 
 class Moves:
@@ -116,6 +117,9 @@ class Moves:
                 case "kill-source-criu" | "kill-destination-criu":
                     with contextlib.suppress(KeyError):  # it has not started yet
                         made.gates.kill_criu(f"{home}:dump" if "source" in fault else f"{other}:restore")
+                case "kill-destination-shim":
+                    with contextlib.suppress(ValueError):  # it has not started yet
+                        kill_one(made.nodes[other], "shim.py restore ")
                 case "cut" | "stall":
                     link.cut() if fault == "cut" else link.stall()
                     self._undo.append(asyncio.create_task(self._mend(home, seconds)))
