@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import socket
+import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 COMMAND_SECONDS: Final = 5.0
 _ALL_NODES: Final = "ff02::1"
+_SIOCGIFHWADDR: Final = 0x8927  # linux/sockios.h
+_ARPHRD_ETHER: Final = 1
 
 
 class Link(NamedTuple):
@@ -112,8 +116,8 @@ class Addresses:
 def announce(address: Address) -> None:
     """Tell the neighbours where it is now. What fails is logged: they find out by asking."""
     try:
-        mac = bytes.fromhex(Path(f"/sys/class/net/{address.interface}/address").read_text().strip().replace(":", ""))
-        if len(mac) != 6:
+        mac = _mac_of(address.interface)
+        if mac is None:
             return
         if address.is_six:
             with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
@@ -128,6 +132,18 @@ def announce(address: Address) -> None:
                     raw.send(frame)
     except (OSError, ValueError) as exc:
         logger.warning("address not announced address=%s error=%s", address, exc)
+
+
+def _mac_of(interface: str) -> bytes | None:
+    """Its hardware address; `None` if it has none of Ethernet's. Raises `OSError`.
+
+    Asked of a socket: /sys shows the interfaces of the network namespace that it was mounted in.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        answer = fcntl.ioctl(asking, _SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()))
+    kind: int
+    kind, mac = struct.unpack_from("H6s", answer, 16)
+    return mac if kind == _ARPHRD_ETHER else None
 
 
 async def _add(address: Address) -> None:

@@ -24,6 +24,7 @@ from phaul_client.preflight.requirements import RequiredFile, RequiredSocket, Re
 _SEARCH_SECONDS = 0.1
 _LISTEN = 10
 _OFD_GETLK = 36  # asm-generic/fcntl.h; never waits, and takes nothing
+_LOCKS = frozenset({"FLOCK", "POSIX", "OFDLCK"})
 _LOCK = re.compile(r"([A-Z]+) ([A-Z]+) (\d{1,18})-(\d{1,18}|EOF)")
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock
 
@@ -67,7 +68,7 @@ def _look_up_files(files: Iterable[RequiredFile]) -> dict[str, FoundFile]:
 def _is_locked(path: str, lock: str) -> bool:
     """Whether such a lock would have to wait. One that is taken in order to see is given back at once."""
     found = _LOCK.fullmatch(lock)
-    if found is None:
+    if found is None or found[1] not in _LOCKS:  # to open what has a lease would break it
         return False
     kind, access, first, last = found.groups()
     is_write = access == "WRITE"
@@ -78,7 +79,7 @@ def _is_locked(path: str, lock: str) -> bool:
     try:
         if kind == "FLOCK":
             fcntl.flock(descriptor, (fcntl.LOCK_EX if is_write else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        elif kind in ("POSIX", "OFDLCK"):
+        else:
             length = 0 if last == "EOF" else int(last) - int(first) + 1
             asked = _FLOCK.pack(fcntl.F_WRLCK if is_write else fcntl.F_RDLCK, os.SEEK_SET, int(first), length, 0)
             answer: tuple[int, ...] = _FLOCK.unpack(fcntl.fcntl(descriptor, _OFD_GETLK, asked))

@@ -71,7 +71,9 @@ def _read_file(pid: int, fd: int, link: str, target: str, readable: bool, writab
     fields = parse_fields(fdinfo)
     path, deleted = strip_deleted(target)
     kind = _kind(status.st_mode, target)
+    locks = parse_locks(fdinfo) if "lock:" in fdinfo else ()
     may_grow = kind is FileKind.REGULAR and writable and not deleted and status.st_size > 0
+    may_grow &= not any(each.startswith("LEASE") for each in locks)  # to open it would break the lease
     return OpenFile(
         pid=pid,
         fd=fd,
@@ -88,7 +90,7 @@ def _read_file(pid: int, fd: int, link: str, target: str, readable: bool, writab
         links=status.st_nlink,
         mount_id=int(fields.get("mnt_id", "0")) or None,
         reachable=_reachable(pid, path, status) if path.startswith("/") and kind in _NAMED else None,
-        locks=parse_locks(fdinfo) if "lock:" in fdinfo else (),
+        locks=locks,
         tail_sha256=tail_digest(link, status.st_size) if may_grow else None,
         target_pid=int(fields["Pid"]) if "pidfd" in target and "Pid" in fields else None,
         terminal_index=int(fields["tty-index"]) if status.st_rdev == _PTMX and "tty-index" in fields else None,

@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,28 +21,35 @@ from tests.nodes import LAN_LINK, Node, Nodes, Process, until
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
 
 ADDRESS: Final = "10.77.2.100"
+ADDRESS6: Final = "fd77:2::100"
+#: Of each node in the network of ADDRESS6.
+OWN6: Final = {"client": "fd77:2::1", "a": "fd77:2::11", "b": "fd77:2::12"}
+GIGABIT: Final = 125_000_000
 PORT: Final = 9000
 PYTHON: Final = [sys.executable, "-I", "-S"]
 VICTIMS: Final = Path(__file__).parents[1] / "victims"
 RULES: Final = ("nft", "list", "tables")
 
 
-async def has_address(node: Node) -> bool:
-    return ADDRESS in (await node.run(["ip", "-oneline", "address", "show"])).stdout
+async def has_address(node: Node, address: str = ADDRESS) -> bool:
+    return f"{address}/" in (await node.run(["ip", "-oneline", "address", "show"])).stdout
 
 
-async def give(node: Node) -> None:
-    await node.run(["ip", "address", "add", f"{ADDRESS}/24", "dev", LAN_LINK])
+async def give(node: Node, address: str = ADDRESS) -> None:
+    words = [f"{address}/64", "nodad"] if ":" in address else [f"{address}/24"]
+    await node.run(["ip", "address", "add", *words, "dev", LAN_LINK])
 
 
-async def start_echo(node: Node, client: Node, directory: Path, idle: int) -> tuple[Process, Path]:
+async def start_echo(
+    node: Node, client: Node, directory: Path, idle: int, address: str = ADDRESS
+) -> tuple[Process, Path]:
     """The workload `echo`, and a client at work."""
-    await give(node)
-    words = [*PYTHON, str(VICTIMS / "tcp_echo.py"), ADDRESS, str(PORT)]
+    await give(node, address)
+    words = [*PYTHON, str(VICTIMS / "tcp_echo.py"), address, str(PORT)]
     await node.phaul("run", "--name", "echo", "--", *words, check=True)
     result = directory / "client.json"
     await listening(node, PORT + 1)
-    arguments = [str(result), ADDRESS, str(PORT), str(idle)]
+    arguments = [str(result), address, str(PORT), str(idle)]
     process = await client.start([*PYTHON, str(VICTIMS / "tcp_client.py"), *arguments])
     await progress(result)
     return process, result
@@ -49,12 +57,12 @@ async def start_echo(node: Node, client: Node, directory: Path, idle: int) -> tu
 
 async def listening(node: Node, port: int) -> None:
     async with asyncio.timeout(10):
-        while f"{ADDRESS}:{port} " not in (await node.run(["ss", "-Hltn"])).stdout:  # noqa: ASYNC110 - polled
+        while f":{port} " not in (await node.run(["ss", "-Hltn"])).stdout:  # noqa: ASYNC110 - polled
             await asyncio.sleep(0.05)
 
 
-async def progress(result: Path) -> None:
-    """Wait until both streams have gone on by a megabyte."""
+async def progress(result: Path, goal: int = 1 << 20) -> None:
+    """Wait until both streams have gone on by a megabyte, and the download by `goal`."""
 
     def now() -> dict[str, Any]:
         with contextlib.suppress(FileNotFoundError):
@@ -63,9 +71,9 @@ async def progress(result: Path) -> None:
         return {"up": 0, "down": 0, "resets": 0}
 
     before = now()
-    goal = 1 << 20
+    goals = {"up": 1 << 20, "down": goal}
     await until(
-        lambda: now()["resets"] or all(now()[name] > before[name] + goal for name in ("up", "down")), timeout_seconds=30
+        lambda: now()["resets"] or all(now()[name] > before[name] + goals[name] for name in goals), timeout_seconds=60
     )
 
 
@@ -76,11 +84,11 @@ async def verdict(process: Process, result: Path) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def at_one_node(nodes: Nodes, expected: Node) -> AsyncIterator[None]:
+async def at_one_node(nodes: Nodes, expected: Node, address: str = ADDRESS) -> AsyncIterator[None]:
     """Afterwards only this node has it, and nothing mutes it."""
     yield
     for node in (nodes.a, nodes.b):
-        assert await has_address(node) == (node is expected), node.name
+        assert await has_address(node, address) == (node is expected), node.name
         assert "phaul" not in (await node.run(RULES)).stdout
         assert "CRIU" not in (await node.run(RULES)).stdout
 
@@ -96,6 +104,53 @@ async def test_clients_see_a_stall_and_nothing_else(daemons: Nodes, tmp_path: Pa
     seen = await verdict(process, result)
     print(f"pause {report['pause_ms']} ms, client {seen}")
     assert (seen["wrong"], seen["resets"], seen["idle_alive"]) == (0, 0, idle)
+
+
+@pytest.mark.parametrize(
+    ("address", "options"),
+    [
+        (ADDRESS6, ("--restore", "eager")),
+        (ADDRESS, ("--restore", "lazy")),
+        (ADDRESS6, ("--mode", "post-copy")),
+    ],
+    ids=["ipv6", "lazy", "ipv6-post-copy"],
+)
+async def test_in_both_families_and_every_way_of_restoring(
+    daemons: Nodes, tmp_path: Path, address: str, options: tuple[str, ...]
+) -> None:
+    a, b, client = daemons
+    for node in daemons:
+        await give(node, OWN6[node.name])
+    process, result = await start_echo(a, client, tmp_path, 3, address)
+    for source, destination in ((a, b), (b, a)):
+        async with at_one_node(daemons, destination, address):
+            status, report = await migrate(source, "echo", destination, "--move-address", address, *options)
+            assert status == 0, report
+            await progress(result)
+    seen = await verdict(process, result)
+    print(f"pause {report['pause_ms']} ms, client {seen}")
+    assert (seen["wrong"], seen["resets"], seen["idle_alive"]) == (0, 0, 3)
+
+
+async def test_a_stream_at_one_gigabit(daemons: Nodes, tmp_path: Path, json_report: dict[str, Any]) -> None:
+    """Shaped on both nodes. What the machine gets through is in the report; what counts is that no byte is wrong."""
+    a, b, client = daemons
+    for node in (a, b):
+        shape = ["tbf", "rate", "1gbit", "burst", "1mb", "latency", "50ms"]
+        await node.run(["tc", "qdisc", "add", "dev", LAN_LINK, "root", *shape])
+    process, result = await start_echo(a, client, tmp_path, 0)
+    async with at_one_node(daemons, b):
+        started, before = time.monotonic(), json.loads(result.read_text())
+        status, report = await migrate(a, "echo", b, "--move-address", ADDRESS)
+        assert status == 0, report
+        await progress(result, 64 << 20)
+        seconds, after = time.monotonic() - started, json.loads(result.read_text())
+    seen = await verdict(process, result)
+    rate = (after["down"] - before["down"]) / seconds
+    figures = {"pause_ms": report["pause_ms"], "down_bytes_per_second": round(rate), **seen}
+    json_report["tcp_gigabit"] = figures
+    print(f"{100 * rate / GIGABIT:.0f} % of 1 Gbit/s through the move: {figures}")
+    assert (seen["wrong"], seen["resets"]) == (0, 0)
 
 
 async def test_a_move_that_fails_leaves_it_where_it_was(daemons: Nodes, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ BLOCK = bytes(range(256)) * 256  #: what a download repeats
 def main() -> None:
     address, port = sys.argv[1], int(sys.argv[2])
     poll = selectors.DefaultSelector()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     for number in (port, port + 1):
-        listener = socket.create_server((address, number), backlog=2048)
+        listener = socket.create_server((address, number), family=family, backlog=2048)
         listener.setblocking(False)
         poll.register(listener, selectors.EVENT_READ, "listener")
     owed: dict[socket.socket, bytes | None] = {}  # None: a download
