@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import logging
@@ -17,7 +18,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ from phaul_client.containers.runtimes import ContainerName, parse_container, run
 from phaul_client.errors import ImageCorrupt, InvalidRequest, NoRoom, PhaulError, WorkloadExists
 from phaul_client.tree import wait_until_gone
 from phaul_criu import child
-from phaul_criu.requests import RestoreOptions
+from phaul_criu.requests import InheritFd, RestoreOptions
 from phauld.shim import start_ticks, write_json
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class ContainerPlace:
         self._is_made = False  # the runtime knows it
         self._is_recovered = False
         self._cgroups: Mapping[str, str] = {}
+        self._log_fds: tuple[int, ...] = ()
 
     @classmethod
     def from_journal(cls, known: Mapping[str, Any]) -> ContainerPlace:
@@ -198,12 +200,29 @@ class ContainerPlace:
         if not self._is_made:
             raise PhaulError(f"the files of {self.name} have not come", reason="WRONG_PHASE")
         externals = tuple(restore_externals(self._container, self._cgroups))
-        return dataclasses.replace(options, root=str(self.rootfs), external=(*options.external, *externals))
+        inherited = tuple(InheritFd(key=self._container.log, fd=fd) for fd in self._log_fds)
+        return dataclasses.replace(
+            options, root=str(self.rootfs), external=(*options.external, *externals), inherit_fds=inherited
+        )
+
+    @contextlib.contextmanager
+    def log(self, carried: tuple[Path, ...]) -> Iterator[tuple[int, ...]]:
+        """The file that its output goes to, opened for criu to inherit. Raises `OSError`."""
+        if not self._container.log or not carried:
+            yield ()
+            return
+        carried[0].parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        fd = os.open(carried[0], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+        try:
+            self._log_fds = (fd,)  # criu's number for it, and for a moment ours
+            yield self._log_fds
+        finally:
+            os.close(fd)
 
     async def enter(self, criu_pid: int) -> None:
         """Before a restore: criu joins the cgroups, and the root becomes a mount. Raises `OSError`, `PhaulError`."""
         for path in set(self._cgroups.values()):
-            await asyncio.to_thread((Path(path) / "cgroup.procs").write_text, str(criu_pid))
+            await asyncio.to_thread(_join, Path(path) / "cgroup.procs", criu_pid)
         await command(["mount", "--bind", str(self.rootfs), str(self.rootfs)])
         await command(["mount", "--make-private", str(self.rootfs)])
 
@@ -273,6 +292,17 @@ class ContainerPlace:
                 raise PhaulError(message, reason="PREFLIGHT_FAILED", remedy=remedy)
             if link.outer in here:
                 link.outer = f"p{os.urandom(6).hex()}"[:_INTERFACE_BYTES]
+
+
+def _join(cgroup: Path, pid: int) -> None:
+    """Put a process into a cgroup. One of version 1 with a share of the processor takes none of a real-time class."""
+    try:
+        cgroup.write_text(str(pid))
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+        cgroup.write_text(str(pid))
 
 
 def _mounts() -> tuple[Mount, ...]:

@@ -259,11 +259,7 @@ class Session:
         try:
             await self._stream.open()
             await asyncio.to_thread(self.sync.open)
-            self._slot = await self._workloads.restore_under_shim(
-                self.incoming.spec,
-                self._criu.binary,
-                new_cgroup_namespace=self._container is not None and self._container.has_cgroup_namespace,
-            )
+            self._slot = await self._make_slot()
             self._journal.note(
                 images=str(self._directory),
                 record=str(self._slot.directory),
@@ -290,6 +286,14 @@ class Session:
             await finish(self.fire(Event.ABORT) if self._phase is Phase.OPEN else self._clean_up())
             raise
         self.renew()
+
+    async def _make_slot(self) -> RestoreSlot:
+        spec, criu = self.incoming.spec, self._criu.binary
+        if self._container is None:
+            return await self._workloads.restore_under_shim(spec, criu)
+        with self._container.log(self.incoming.carried) as log:
+            own_cgroups = self._container.has_cgroup_namespace
+            return await self._workloads.restore_under_shim(spec, criu, new_cgroup_namespace=own_cgroups, inherited=log)
 
     def open_stream(self, tls: PipeTls | None) -> bytes:
         """A token for one more connection, which goes to the relay. Raises `PhaseError`."""

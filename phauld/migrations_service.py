@@ -17,7 +17,7 @@ import grpc
 from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, types_pb2
-from phaul_client.containers.inspect import Found, container_of, find_container
+from phaul_client.containers.inspect import Found, container_of, find_container, with_log
 from phaul_client.containers.runtimes import parse_container
 from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError, TooManyMigrations, WorkloadNotFound
 from phaul_client.tree import identity
@@ -284,6 +284,7 @@ def find_target(
 
 def _container_target(container: Found, workloads: Workloads) -> Target:
     pid = container.init.pid
+    container = with_log(container, workloads.log_dir)
     return dataclasses.replace(_target(pid, workloads.by_pid(pid)), container=container)
 
 

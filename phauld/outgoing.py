@@ -405,6 +405,11 @@ class Outgoing:
             await self._notify()
             await asyncio.sleep(PROGRESS_SECONDS)
 
+    def _is_seen_to(self, problem: types_pb2.Problem) -> bool:
+        """Whether it is none for a container."""
+        is_log = problem.code == "mount-outside" and problem.subject in map(str, self._carried())
+        return is_log or problem.code in DONE_FOR_CONTAINERS
+
     def _addresses(self, addresses: Sequence[Address]) -> Addresses:
         return Links(addresses, self._leaving["links"]) if self._leaving is not None else Addresses(addresses)
 
@@ -510,7 +515,7 @@ class Outgoing:
             self._journal.note(container=self._leaving)
         settings = Settings(
             dump=dataclasses.replace(
-                dump_options(self._target.pid, self._chosen), external=tuple(dump_externals(self._container.mounts))
+                dump_options(self._target.pid, self._chosen), external=tuple(dump_externals(self._container))
             ),
             baggage=self._baggage,
             root=self._target.identity,
@@ -653,7 +658,7 @@ class Outgoing:
         self._here, self._there = findings.here, findings.there
         problems = list(findings.problems)
         if self._target.container is not None:
-            problems = [each for each in problems if each.code not in DONE_FOR_CONTAINERS]
+            problems = [each for each in problems if not self._is_seen_to(each)]
             for each in problems:
                 if each.code in FATAL_FOR_CONTAINERS:
                     each.severity = types_pb2.SEVERITY_ERROR
@@ -757,7 +762,9 @@ class Outgoing:
         if container is None:
             return None
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{container.name.runtime}-{container.name.id}")[:63]
-        return types_pb2.WorkloadSpec(name=name, argv=container.config["process"]["args"], own_pid_namespace=True)
+        log_path = str(container.log.path) if container.log is not None else ""
+        argv = container.config["process"]["args"]
+        return types_pb2.WorkloadSpec(name=name, argv=argv, log_path=log_path, own_pid_namespace=True)
 
     def _with_addresses(self, options: types_pb2.Options) -> types_pb2.Options:
         """What the destination needs to know of them: everything."""
@@ -792,7 +799,7 @@ class Outgoing:
                     limits=limits(self._options, choice.restore_mode, costs, allow_throttle=self._can_throttle),
                     on_round=self._on_round,
                     throttle=freezer.hold_back,
-                    external=tuple(dump_externals(self._container.mounts)),
+                    external=tuple(dump_externals(self._container)),
                 )
                 await self._client.migrate()
         finally:
@@ -880,7 +887,9 @@ class Outgoing:
         )
 
     def _carried(self) -> tuple[Path, ...]:
-        workload = self._target.workload
+        workload, container = self._target.workload, self._target.container
+        if container is not None:
+            return (container.log.path,) if container.log is not None else ()
         return (Path(workload.spec.log_path),) if workload is not None and workload.spec.log_path else ()
 
     def _on_round(self, ended: RoundEnded) -> None:

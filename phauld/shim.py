@@ -288,11 +288,12 @@ def enter_container(go_fd: int) -> None:
     libc_call("unshare", CLONE_NEWCGROUP)
 
 
-def restore(directory: str, swrk_fd: int, criu: str, go_fd: int | None = None) -> None:
+def restore(directory: str, swrk_fd: int, criu: str, go_fd: int | None, inherited: tuple[int, ...]) -> None:
     """Be the parent of the criu that restores a tree, then of the tree."""
     prepare = prepare_criu if go_fd is None else lambda: enter_container(go_fd)
-    criu_pid = fork_exec([criu, "swrk", str(swrk_fd)], (swrk_fd,), prepare)
-    os.close(swrk_fd)
+    criu_pid = fork_exec([criu, "swrk", str(swrk_fd)], (swrk_fd, *inherited), prepare)
+    for fd in (swrk_fd, *inherited):
+        os.close(fd)
     _, status = os.waitpid(criu_pid, 0)  # of no other: a tree that has ended by now is to be told of like any other
     roots = children()
     if roots and (status == 0 or look_at(directory, roots, criu)):
@@ -321,10 +322,11 @@ def main() -> None:
     if mode == "run":
         run(directory, fd)
     else:
-        go_fd = int(sys.argv[5]) if sys.argv[5:] else None
-        if go_fd is not None:
-            os.set_inheritable(go_fd, False)
-        restore(directory, fd, sys.argv[4], go_fd)
+        go_fd = None if sys.argv[5] == "-" else int(sys.argv[5])
+        inherited = tuple(map(int, sys.argv[6:]))
+        for each in (*inherited, *([go_fd] if go_fd is not None else [])):
+            os.set_inheritable(each, False)
+        restore(directory, fd, sys.argv[4], go_fd, inherited)
 
 
 if __name__ == "__main__":

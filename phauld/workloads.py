@@ -104,6 +104,11 @@ class Workloads:
         """The running workload whose root has this PID."""
         return next((each for each in self.list() if each.pid == pid and each.state == "running"), None)
 
+    @property
+    def log_dir(self) -> Path:
+        """Where the logs of workloads are."""
+        return self._log_dir
+
     def log_path(self, name: str) -> str:
         return str(self._log_dir / f"{name}.log")
 
@@ -150,11 +155,12 @@ class Workloads:
         return outcome
 
     async def restore_under_shim(
-        self, spec: WorkloadSpec, criu: Path, *, new_cgroup_namespace: bool = False
+        self, spec: WorkloadSpec, criu: Path, *, new_cgroup_namespace: bool = False, inherited: tuple[int, ...] = ()
     ) -> "RestoreSlot":
         """Start a shim with a `criu swrk` below it, ready for a restore request. Raises `WorkloadExists`.
 
-        With a new cgroup namespace criu waits for `RestoreSlot.go`: the cgroups that it is in by then are its roots.
+        criu inherits those descriptors. With a new cgroup namespace it waits for `RestoreSlot.go`: the cgroups that it
+        is in by then are its roots.
         """
         self._check_free(spec.name)
         directory = self._make_record(spec)
@@ -162,8 +168,9 @@ class Workloads:
         go_fds = os.pipe() if new_cgroup_namespace else ()
         try:
             fd = theirs.fileno()
-            arguments = ("restore", str(directory), str(fd), str(criu), *map(str, go_fds[:1]))
-            child = await self._start_shim(arguments, fd, *go_fds[:1])
+            go = str(go_fds[0]) if go_fds else "-"
+            arguments = ("restore", str(directory), str(fd), str(criu), go, *map(str, inherited))
+            child = await self._start_shim(arguments, fd, *go_fds[:1], *inherited)
         except BaseException:
             ours.close()
             for go_fd in go_fds[1:]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
+import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from phaul.v1 import types_pb2
 from phaul_client.containers.mounts import outside, parse_mounts
@@ -23,6 +26,13 @@ COMMAND_SECONDS: Final = 10.0
 _MADE_BY_CRIU: Final = frozenset({"loopback"})
 
 
+class LogFile(NamedTuple):
+    """The file that a container's output goes to, in the directory where phaul keeps logs."""
+
+    path: Path
+    key: str  #: what criu calls it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """A container that runs here."""
@@ -31,6 +41,7 @@ class Found:
     runtime: Runtime
     init: Init
     config: dict[str, Any]
+    log: LogFile | None = None
 
     @property
     def rootfs(self) -> Path:
@@ -53,6 +64,21 @@ def find_container(name: ContainerName) -> Found:
     except (OSError, ValueError) as exc:
         raise PhaulError(f"{name}: no config.json in its bundle: {exc}", reason="UNSUPPORTED") from exc
     return Found(name=name, runtime=runtime, init=init, config=config)
+
+
+def with_log(found: Found, directory: Path) -> Found:
+    """The same, knowing which file of the directory its init writes to."""
+    descriptors = Path(f"/proc/{found.init.pid}/fd")
+    for number in ("1", "2"):
+        with contextlib.suppress(OSError):
+            path = (descriptors / number).readlink()
+            if path.parent == directory and stat.S_ISREG((descriptors / number).stat().st_mode):
+                info = (descriptors.parent / "fdinfo" / number).read_text()
+                mount = re.search(r"^mnt_id:\s*(\d+)", info, re.MULTILINE)
+                assert mount is not None
+                key = f"file[{int(mount[1]):x}:{(descriptors / number).stat().st_ino:x}]"
+                return dataclasses.replace(found, log=LogFile(path, key))
+    return found
 
 
 def container_of(pid: int) -> Found | None:
@@ -111,6 +137,7 @@ async def describe(found: Found) -> types_pb2.Container:
         cgroup_manager=found.init.cgroup_manager,
         mounts=outside(found.config, parse_mounts(text)),
         links=await _links(found),
+        log=found.log.key if found.log is not None else "",
     )
 
 

@@ -82,10 +82,12 @@ def outside(config: Mapping[str, Any], mounts: Iterable[Mount]) -> list[types_pb
     return found
 
 
-def dump_externals(mounts: Iterable[types_pb2.ContainerMount]) -> Iterator[str]:
-    """What criu's dump is told of them."""
-    for each in mounts:
+def dump_externals(container: types_pb2.Container) -> Iterator[str]:
+    """What criu's dump is told of: mounts, and the file that its output goes to."""
+    for each in container.mounts:
         yield f"mnt[{each.mountpoint}]:{each.name}"
+    if container.log:
+        yield container.log
 
 
 def restore_externals(container: types_pb2.Container, cgroup_paths: Mapping[str, str]) -> Iterator[str]:

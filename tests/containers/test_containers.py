@@ -12,6 +12,7 @@ from typing import Any, Final
 import pytest
 
 from tests.containers.containers import ADDRESS, BRIDGE, PORT, VICTIMS, Container, log_of
+from tests.daemon import LOG_DIR
 from tests.node.test_daemons import REFUSED, ROLLED_BACK, migrate
 from tests.node.test_hooks import Script
 from tests.node.test_move_address import progress, verdict
@@ -20,6 +21,7 @@ from tests.nodes import Node, Nodes, until
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(180)]
 
 
+LOG: Final = LOG_DIR / "web.log"
 SELDOM: Final = pytest.mark.seldom
 #: Whether the container answers.
 CONNECT: Final = f"""import socket
@@ -41,7 +43,7 @@ def whole(lines: list[str], at_least: int) -> bool:
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
 async def test_there_and_back(nodes: Nodes, tmp_path: Path, runtime: str) -> None:
     a, b, client = nodes
-    container = await Container.start(a, runtime, tmp_path / "volume")
+    container = await Container.start(a, runtime, tmp_path / "volume", output=str(LOG))
     result = tmp_path / "client.json"
     words = [sys.executable, "-IS", str(VICTIMS / "tcp_client.py"), str(result), ADDRESS, str(PORT), "3"]
     process = await client.start(words)
@@ -51,6 +53,9 @@ async def test_there_and_back(nodes: Nodes, tmp_path: Path, runtime: str) -> Non
     assert status == 0, told(report)
     await progress(result)
     assert await container.beats() > before
+    logged = (b.root / LOG.relative_to("/")).read_text().splitlines()
+    assert whole(logged, before - 20)
+    assert (await b.phaul("logs", f"{runtime}-{container.name}", "-n", "1", check=True)).stdout.strip().isdigit()
     assert await container.state(a) == {}
     state = await container.state(b)
     assert (state["status"], state["pid"]) == ("running", report["destination_pid"])

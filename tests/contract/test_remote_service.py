@@ -198,7 +198,7 @@ async def test_an_abort_that_overtakes_the_opening_leaves_nothing(
     begun, aborted = asyncio.Event(), asyncio.Event()
     start = Workloads.restore_under_shim
 
-    async def slowly(self: Workloads, spec: WorkloadSpec, criu: Path, **options: bool) -> RestoreSlot:
+    async def slowly(self: Workloads, spec: WorkloadSpec, criu: Path, **options: Any) -> RestoreSlot:
         slot = await start(self, spec, criu, **options)
         begun.set()
         await aborted.wait()

@@ -82,7 +82,8 @@ def test_mounts_from_outside() -> None:
         ("/proc/timer_list", volume, "/dev/null"),
         ("/data", volume, "/srv/my data"),
     ]
-    assert list(dump_externals(found))[-1] == "mnt[/data]:phaul75"
+    whole = types_pb2.Container(mounts=found, log="file[8c:5]")
+    assert list(dump_externals(whole))[-2:] == ["mnt[/data]:phaul75", "file[8c:5]"]
     link = types_pb2.ContainerLink(name="eth0", outer="vweb", bridge="br0")
     container = types_pb2.Container(mounts=found, links=[link])
     paths = {"cpu,cpuacct": "/sys/fs/cgroup/cpu/x", "cgroup2": "/sys/fs/cgroup/unified/x"}

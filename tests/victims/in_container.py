@@ -2,7 +2,8 @@
 
     in_container.py [ADDRESS PORT]
 
-/var/app/log gets a line for each beat, /data/beats the last number. Of the files /var/app/N only the last ten stay.
+/var/app/log and the standard output get a line for each beat, /data/beats the last number. Of the files /var/app/N only
+the last ten stay.
 """
 
 import os
@@ -38,6 +39,7 @@ def main() -> None:
             text = beats.with_suffix(".new")
             text.write_text(f"{number}")
             text.replace(beats)
+            print(number, flush=True)
             number += 1
             time.sleep(0.005)
 
