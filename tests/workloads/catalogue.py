@@ -31,6 +31,7 @@ class Workload:
     name: str
     protocol: str = ""
     needs: dict[str, str] = field(default_factory=dict)  #: program, and the Debian package that has it
+    own_files: bool = False  #: in a directory of its node, as its locks cannot be had twice on files that nodes share
     #: Makes what it needs in a directory; the words that start it.
     prepare: Callable[[Path], list[str]]
 
@@ -94,7 +95,7 @@ WORKLOADS: Final = (
     Workload(name="jvm", protocol="lines", needs={"java": "default-jdk-headless"}, prepare=_java),
     Workload(name="go", protocol="lines", needs={"go": "golang-go"}, prepare=_go),
     Workload(name="threads", needs={"gcc": "gcc"}, prepare=_threads),
-    Workload(name="tree", prepare=_tree),
+    Workload(name="tree", own_files=True, prepare=_tree),
 )
 
 

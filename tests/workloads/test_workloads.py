@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,10 +68,15 @@ class Outside:
 
 
 class Inside:
-    """The workload is its own client, and writes to its beats file."""
+    """The workload is its own client, and writes to its beats file, wherever it runs."""
 
-    def __init__(self, beats: Path) -> None:
-        self.beats = beats
+    def __init__(self, *beats: Path) -> None:
+        self._beats = beats
+
+    @property
+    def beats(self) -> Path:
+        """That of the node where it wrote last."""
+        return max(self._beats, key=lambda path: path.stat().st_mtime if path.exists() else 0.0)
 
     def seen(self) -> Row:
         lines = self.beats.read_text().splitlines() if self.beats.exists() else []
@@ -89,10 +95,15 @@ class Inside:
 
 
 async def start(nodes: Nodes, workload: Workload, directory: Path) -> Outside | Inside:
+    files = [node.root / "run" / workload.name if workload.own_files else directory for node in (nodes.a, nodes.b)]
+    if workload.own_files:
+        directory = Path("/run") / workload.name
+        for each in files:
+            each.mkdir()
     words = workload.prepare(directory)
     await nodes.a.phaul("run", "--name", workload.name, "--cwd", str(directory), "--", *words, check=True)
     if not workload.protocol:
-        return Inside(directory / "beats")
+        return Inside(*(each / "beats" for each in files))
     result = directory / "client.json"
     words = [sys.executable, "-I", str(CLIENT), workload.protocol, str(result), str(PORT)]
     addresses = [nodes.a.lan_address, nodes.b.lan_address]
@@ -106,15 +117,14 @@ async def states(node: Node) -> dict[str, str]:
 
 
 def cases() -> list[Any]:
-    """Each workload with one mode first, in turn, then with the others (`--all`).
-
-    The tree of fifty only with `--all`: it was seen to stand still for 58 s, and why is not known yet.
-    """
+    """Each workload with one mode first, in turn, then with the others (`--all`)."""
     names = list(MODES)
     found = [(workload, names[index % len(names)]) for index, workload in enumerate(WORKLOADS)]
     found += [(workload, mode) for workload in WORKLOADS for mode in names if (workload, mode) not in found]
-    return [pytest.param(each, mode, index >= len(WORKLOADS) or each.name == "tree", id=f"{each.name}-{mode}")
-            for index, (each, mode) in enumerate(found)]  # fmt: skip
+    return [
+        pytest.param(each, mode, index >= len(WORKLOADS), id=f"{each.name}-{mode}")
+        for index, (each, mode) in enumerate(found)
+    ]
 
 
 @pytest.mark.parametrize(("workload", "mode", "only_if_all"), cases())
@@ -128,6 +138,8 @@ async def test_it_moves_under_load_and_its_client_finds_everything(
     a, b, _ = daemons
     client = await start(daemons, workload, tmp_path)
     await client.progress()
+    if workload.own_files:
+        shutil.copytree(a.root / "run" / workload.name, b.root / "run" / workload.name, dirs_exist_ok=True)
     tcp = ("--tcp", "close") if workload.protocol else ()
     exit_code, report = await migrate(a, workload.name, b, *tcp, *MODES[mode])
     assert exit_code == 0, (report["error"], report["problems"])

@@ -22,6 +22,8 @@ import time
 
 PROCESSES = 50
 TICK_NS = 50_000_000
+LOOK_SECONDS = 0.25
+PATIENCE_SECONDS = 10
 libc = ctypes.CDLL(None, use_errno=True)
 stopped: list[int] = []
 
@@ -106,37 +108,51 @@ def holds_locks(directory: str) -> bool:
     return True
 
 
+def counts(shared: mmap.mmap) -> list[tuple[int, int, int]]:
+    """Tokens, ticks and touches of each process but the first."""
+    return [struct.unpack_from("qqq", shared, number * 32) for number in range(1, PROCESSES)]
+
+
+def stands_still(shared: mmap.mmap, before: list[tuple[int, int, int]], watched: str) -> str:
+    """Which timer does not tick or which watch sees nothing, now that it has all the time that it can want."""
+    deadline = time.time() + PATIENCE_SECONDS
+    while True:
+        with open(watched, "a") as file:
+            file.write("x")
+        time.sleep(0.1)
+        now = counts(shared)
+        dead = [what for index, what in ((1, "timer"), (2, "watch"))
+                if any(new[index] <= old[index] for new, old in zip(now, before, strict=True))]
+        if not dead or time.time() > deadline:
+            return f"a {dead[0]} stands still" if dead else ""
+
+
 def first(ends: list[tuple[int, int]], shared: mmap.mmap, directory: str, beats: str) -> str:
     """Send the token round and look at what the others count; what was wrong in the end."""
     here, there = ends[0][0], ends[1][1]
-    longest, last, rounds, written, shown = 0.0, time.time(), 0, 0, 0.0
-    ticks: tuple[int, ...] = ()
-    touches: tuple[int, ...] = ()
+    longest, last, rounds, shown = 0.0, time.time(), 0, 0.0
+    before = counts(shared)  # since the tree was moved
     while not stopped:
         os.write(there, struct.pack("Q", 1))
-        while not select.select([here], [], [], 10)[0]:
-            return f"the token was lost in round {rounds}"
+        if not select.select([here], [], [], PATIENCE_SECONDS)[0]:
+            numbers = [number for number, count in enumerate(counts(shared), 1) if count[0] <= rounds]
+            return f"the token was lost in round {rounds} before {numbers[:1]}"
         os.read(here, 8)
         rounds += 1
         now = time.time()
-        longest, last = max(longest, (now - last) * 1000), now
-        if now > shown + 0.25:
-            values = [struct.unpack_from("qqq", shared, number * 32) for number in range(1, PROCESSES)]
-            if any(value[0] != rounds for value in values):
+        gap, last = now - last, now
+        longest = max(longest, gap * 1000)
+        if gap > LOOK_SECONDS:
+            before = counts(shared)
+        if now > shown + LOOK_SECONDS:
+            if any(count[0] != rounds for count in counts(shared)):
                 return "a process has missed the token"
-            now_ticks, now_touches = tuple(v[1] for v in values), tuple(v[2] for v in values)
-            if ticks and any(b <= a for a, b in zip(ticks, now_ticks, strict=True)):
-                return "a timer stands still"
-            if written > 1 and any(b <= a for a, b in zip(touches, now_touches, strict=True)):
-                return "a watch sees nothing"
             if not holds_locks(directory):
                 return "a lock is lost"
-            ticks, touches = now_ticks, now_touches
-            with open(f"{directory}/watched", "a") as watched:
-                watched.write("x")
-            written, shown = written + 1, time.time()
-            last = shown
+            last = shown = time.time()
             note(beats, f"{rounds} {longest:.1f} RUNS")
+    if wrong := stands_still(shared, before, f"{directory}/watched"):
+        return wrong
     note(beats, f"{rounds} {longest:.1f} PASS")
     return ""
 
