@@ -85,9 +85,9 @@ class Fetching:
         self.is_filling = True
         self._watch = asyncio.create_task(self._count())
 
-    async def hold(self) -> None:
-        """The tree is complete: from now on a page that does not come is waited for, whatever becomes of criu."""
-        await self.relay.hold()
+    async def criu_pid(self) -> int:
+        """That of `criu lazy-pages`. Raises `RelayGone`."""
+        return (await self.relay.status()).criu_pid
 
     def check(self) -> None:
         """Raises `LazyPagesFailed` if criu has failed already."""

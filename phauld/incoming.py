@@ -42,7 +42,7 @@ from phauld.fetching import Fetching
 from phauld.images import ImageWriter
 from phauld.journal import IncomingEntry, IncomingRecord
 from phauld.lazy_chain import has_parent, make_lazy, serve_chain
-from phauld.lazy_hold import Held, Left
+from phauld.lazy_hold import Guard, Left
 from phauld.page_stream import STREAM_SECONDS, PageStream, PipeTerms
 from phauld.placement import Promise
 from phauld.receiver import Server
@@ -166,7 +166,7 @@ class Session:
         self._server: Server | None = None
         self._slot: RestoreSlot | None = None
         self._lazy: LazyPages | None = None
-        self._held: Held | None = None  # while the lazy-pages child fills
+        self._guard: Guard | None = None  # for a tree that is filled while it runs
         self._page_source: Child | None = None  # serves earlier rounds to the lazy-pages child
         self._fetching: Fetching | None = None
         self._transitions = session.POSTCOPY_TRANSITIONS if incoming.postcopy else session.TRANSITIONS
@@ -271,6 +271,8 @@ class Session:
                 container=self._container.note() if self._container is not None else None,
                 sync=self.incoming.sync,
             )
+            if self.incoming.postcopy or self.incoming.restore.lazy_pages:
+                self._guard = await Guard.start()
             if self.incoming.postcopy:
                 self._directory.mkdir(parents=True, mode=0o700)
                 self._fetching = await Fetching.open(self._directory / "relay")
@@ -623,23 +625,26 @@ class Session:
             self._journal.note(pid=self.pid, root=self._root)
             if self._container is not None:
                 self._container.adopt(self.pid)
-            if self.is_filling and self._fetching is not None:
-                await self._fetching.hold()
-            elif self._lazy is not None:
-                self._held = await self._hold_pages(self._lazy)
+            await self._guard_pages()
             self._post(Event.TREE_HELD)
             await self._released
         elif notification.name == "post-resume":
             self._mark("criu lets it go")
             self._post(Event.TREE_RUNS)
 
-    async def _hold_pages(self, lazy: LazyPages) -> Held:
-        """Raises `LazyPagesFailed` if it has ended: pages that nobody had asked for are missing."""
+    async def _guard_pages(self) -> None:
+        """From now on the tree ends with who fills it. Raises `LazyPagesFailed` if that has ended already."""
+        if self._guard is None:
+            return
         try:
-            return await asyncio.to_thread(Held.of, lazy.pid)
+            if self.is_filling and self._fetching is not None:
+                await self._guard.watch(await self._fetching.criu_pid(), self.pid)
+            elif self._lazy is not None:
+                await self._guard.watch(self._lazy.pid, self.pid)
         except OSError as exc:
-            await lazy.check()
-            raise LazyPagesFailed("lazy-pages", f"the memory of the tree cannot be watched: {exc}") from exc
+            if self._lazy is not None:
+                await self._lazy.check()
+            raise LazyPagesFailed("lazy-pages", f"who fills the tree cannot be watched: {exc}") from exc
 
     async def _look_at_tree(self) -> None:
         """The shim decides: it outlived phauld, and it looks at the tree once criu is gone."""
@@ -681,7 +686,6 @@ class Session:
             await self._slot.discard()
             self._slot = None
         await unattended.kill(self._root)  # if there was no shim to do it
-        self._let_go()
 
     async def _addresses_are(self, done: str, act: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """What fails is logged: the tree does not wait for it."""
@@ -716,7 +720,8 @@ class Session:
                 await self._lose_pages(LazyPagesFailed("lazy-pages", f"ended with {status}"))
             elif status is None:
                 logger.warning("not known whether every page came migration_id=%s", self.incoming.migration_id)
-            self._let_go()
+            self._lazy_left.close()
+            self._lazy_left = None
         if self._lazy is not None:
             lazy, self._lazy = self._lazy, None
             calm(lazy.pid)
@@ -724,7 +729,6 @@ class Session:
                 await lazy.wait()
             except CriuError as exc:
                 await self._lose_pages(exc)
-            self._let_go()
         if self._page_source is not None:
             await self._page_source.aclose(patience_seconds=STREAM_SECONDS)
             self._page_source = None
@@ -754,15 +758,6 @@ class Session:
         logger.error("pages lost, the tree was killed migration_id=%s error=%s", self.incoming.migration_id, error)
         self._journal.note_failure(json_format.MessageToDict(convert.failure(error)))
 
-    def _let_go(self) -> None:
-        """Nobody waits for a page any more."""
-        if self._lazy_left is not None:
-            self._lazy_left.close()
-            self._lazy_left = None
-        if self._held is not None:
-            self._held.close()
-            self._held = None
-
     async def _forget(self) -> None:
         """Nothing of it is left but what the journal says."""
         await self.cleaned()
@@ -779,6 +774,8 @@ class Session:
             await asyncio.wait([self._taking])
         await self.sync.aclose()
         self.sync.release()
+        if self._guard is not None:
+            await self._guard.aclose()
         if self._server is not None:
             await self._server.aclose()
         await self._stream.aclose()

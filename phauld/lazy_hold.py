@@ -1,60 +1,78 @@
-"""Copies of the userfaultfds of a tree that is being filled, so that the death of `criu lazy-pages` is no zero page.
-
-The kernel answers a missing page with zeros as soon as nobody has the userfaultfd any more. As long as there is a copy
-of it, a task that wants the page waits: it can be killed, but it cannot run on with memory that is not its own.
-"""
+"""What a tree lives from while `criu lazy-pages` fills it, and what there is if that dies: see `lazy_guard.py`."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
 import os
+import socket
 import struct
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, Self
 
+import phauld
 from phaul_client.tree import ended, is_alive
-from phauld.relay import userfaultfds
+from phaul_criu.child import Child, spawn
 
+WATCH_SECONDS: Final = 5.0
 PIDFD_GET_INFO: Final = 0xC040FF0B
 PIDFD_INFO_EXIT: Final = 1 << 3
 PIDFD_INFO_BYTES: Final = 64
 EXIT_STATUS_AT: Final = 60
 REAPED_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.01
+_ROOT: Final = str(Path(phauld.__file__).parents[1])
+_PROGRAM: Final = "import sys; sys.path.insert(0, sys.argv.pop(1)); from phauld.lazy_guard import main; main()"
+_ANSWER_BYTES: Final = 256
 
 
-class Held:
-    """The copies; `close` them when every page is in, or when no task is left that could read a zero."""
+class Guard:
+    """A `lazy_guard.py`, which outlives phauld once it watches."""
 
-    def __init__(self, descriptors: list[int]) -> None:
-        self._descriptors = descriptors
+    def __init__(self, child: Child, told: socket.socket) -> None:
+        self._child = child
+        self._told = told
 
     @classmethod
-    def of(cls, lazy_pages_pid: int) -> Self:
-        """Those that a `criu lazy-pages` has. Raises `OSError`, also if it has ended."""
-        pidfd = os.pidfd_open(lazy_pages_pid)
+    async def start(cls) -> Self:
+        """Beforehand: Python takes its time to start. Raises `OSError`."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
         try:
-            return cls(userfaultfds(lazy_pages_pid, pidfd))
-        finally:
-            os.close(pidfd)
+            with theirs:
+                argv = [sys.executable, "-I", "-S", "-c", _PROGRAM, _ROOT, str(theirs.fileno())]
+                return cls(await spawn(argv, pass_fds=(theirs.fileno(),)), ours)
+        except BaseException:
+            ours.close()
+            raise
 
-    def close(self) -> None:
-        """What waits for a page gets zeros."""
-        descriptors, self._descriptors = self._descriptors, []
-        for descriptor in descriptors:
-            os.close(descriptor)
+    async def watch(self, lazy_pages_pid: int, root_pid: int) -> None:
+        """From now on the end of lazy-pages is that of the tree, unless it ended well. Raises `OSError`."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(WATCH_SECONDS):
+            await loop.sock_sendall(self._told, f"{lazy_pages_pid} {root_pid}".encode())
+            answer = await loop.sock_recv(self._told, _ANSWER_BYTES)
+        self._told.close()
+        if answer != b"ok":
+            raise OSError(answer.decode() or "the guard has ended")
+
+    async def aclose(self) -> None:
+        """End it, if it does not watch; if it does, it ends with lazy-pages."""
+        if self._told.fileno() >= 0:
+            self._told.close()
+            await self._child.wait()
 
 
 class Left:
-    """A `criu lazy-pages` that an earlier phauld started, and copies of its userfaultfds. Raises `OSError`."""
+    """A `criu lazy-pages` that an earlier phauld started. Raises `OSError`."""
 
     def __init__(self, process: Mapping[str, Any]) -> None:
         self._pidfd = os.pidfd_open(process["pid"])
         try:
             if not is_alive(process):  # the PID is somebody else's
                 raise ProcessLookupError(process["pid"])
-            self._held = Held(userfaultfds(process["pid"], self._pidfd))
         except BaseException:
             os.close(self._pidfd)
             raise
@@ -80,6 +98,4 @@ class Left:
         return status if mask & PIDFD_INFO_EXIT else None
 
     def close(self) -> None:
-        """What waits for a page gets zeros."""
-        self._held.close()
         os.close(self._pidfd)

@@ -18,7 +18,6 @@ phauld asks on a socket in DIRECTORY, one JSON message and its answer to a conne
 
 import array
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -228,7 +227,6 @@ class Fetch(Relay):
         super().__init__(directory)
         self._questions = Questions()
         self._lock = threading.Lock()
-        self.held: list[int] = []
         self._asking: Connection | None = None  # the link on which everything open has been asked
 
     def command(self, message: dict[str, object], descriptors: list[int]) -> dict[str, object]:
@@ -237,18 +235,9 @@ class Fetch(Relay):
                 argv = message["argv"]
                 assert isinstance(argv, list)
                 self.start(argv)
-            case "hold":
-                self.held = userfaultfds(self.criu_pid, self.criu_pidfd)
             case _:
                 return super().command(message, descriptors)
         return self.status()
-
-    def criu_ended(self, status: int) -> bool:
-        """Tasks that wait for a page go on waiting as long as somebody has their userfaultfd: after a failure, us."""
-        if status == 0 or not self.held:
-            return True
-        self.link.lose()
-        return False
 
     def start(self, argv: list[str]) -> None:
         """Start `criu lazy-pages` and wait until it listens."""
@@ -323,20 +312,6 @@ class Fetch(Relay):
                 total = self._questions.delivered_bytes
                 self._questions.completed()
             self.pages += (total - frames.CRIU_BYTES) // frames.PAGE_BYTES
-
-
-def userfaultfds(pid: int, pidfd: int) -> list[int]:
-    """Our own descriptors of the userfaultfds that a process has."""
-    library = ctypes.CDLL(None, use_errno=True)
-    found = []
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            if "userfaultfd" in os.readlink(f"/proc/{pid}/fd/{name}"):
-                descriptor = library.syscall(SYS_PIDFD_GETFD, pidfd, int(name), 0)
-                if descriptor < 0:
-                    raise OSError(ctypes.get_errno(), "pidfd_getfd")
-                found.append(descriptor)
-    return found
 
 
 def receive_frame(link: Connection, reader: FrameReader) -> Question | AnswerHead:

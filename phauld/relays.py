@@ -113,13 +113,6 @@ class Relay:
         """At a destination: start `criu lazy-pages` and wait until it listens. Raises `OSError` if it does not."""
         await self._command({"do": "start", "argv": argv}, (), START_SECONDS)
 
-    async def hold(self) -> None:
-        """At a destination: see that tasks wait for missing pages even if `criu lazy-pages` dies.
-
-        Raises `OSError` if it is dead already.
-        """
-        await self._command({"do": "hold"})
-
     async def criu_ended(self) -> int | None:
         """Wait until `criu lazy-pages`, or the relay, has ended; see `exit_status`."""
         while self.exit_status is None and is_alive(self.process):  # noqa: ASYNC110 (it may be no child of ours)

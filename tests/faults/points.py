@@ -100,8 +100,10 @@ def _criu_kills() -> Iterator[Point]:
         yield Point(fault="kill-destination-criu", at=at, outcomes=RESUMED)
     for at in ("b:restore:pre-resume:notify", "b:restore:post-resume:notify"):
         yield Point(fault="kill-destination-criu", at=at, outcomes=EITHER if "pre-resume" in at else MOVED)
-    for at in ("b:restore:post-restore:notify", "a>b:Restore:reply", "a>b:Commit:request"):
-        yield Point(fault="kill-lazy-pages", at=at, outcomes=RESUMED, lazy=True)
+    for at in ("b:restore:post-restore:notify", "a>b:Restore:reply", "a>b:Commit:request",
+               "b:restore:post-restore:answer", "b:restore:pre-resume:notify"):  # fmt: skip
+        at_its_end = at.endswith("pre-resume:notify")  # of so few pages
+        yield Point(fault="kill-lazy-pages", at=at, outcomes=EITHER if at_its_end else RESUMED, lazy=True)
 
 
 def _pipe_kills() -> Iterator[Point]:

@@ -29,10 +29,10 @@ async def test_killed_in_the_middle(nodes: Nodes, tmp_path: Path) -> None:
         done = a.directory / "done"
         await run_checksummed(a, MIB, done)
 
-        async def kill() -> None:  # committed, and nothing is filled yet but what somebody asked for
+        async def kill() -> None:  # it runs, and nothing is filled yet but what somebody asked for
             kill_lazy_pages(b)
 
-        gates.plan("b:restore:pre-resume:notify", kill)
+        gates.plan("b:restore:post-resume:notify", kill)
         migrating = await a.phaul("migrate", "victim", "--to", b.address, "--restore", "lazy", "--json", check=True)
         await _ends_with_a_word(b, json.loads(migrating.stdout.splitlines()[-1]), done)
 

@@ -37,7 +37,10 @@ async def _filling(nodes: Nodes, directory: Path) -> AsyncIterator[Path]:
         await run_checksummed(a, MIB, done)
 
         async def stop() -> None:
-            _signal_lazy_pages(b, signal.SIGSTOP)
+            pid = _signal_lazy_pages(b, signal.SIGSTOP)
+            async with asyncio.timeout(10):  # its guard, which traces it, has to let the signal through
+                while (b.root / f"proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "tT":  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
 
         async def kill() -> None:
             await b.kill_phauld(signal.SIGKILL)
@@ -56,11 +59,12 @@ async def _filling(nodes: Nodes, directory: Path) -> AsyncIterator[Path]:
                 await asyncio.sleep(0.1)
 
 
-def _signal_lazy_pages(node: Node, number: signal.Signals) -> None:
+def _signal_lazy_pages(node: Node, number: signal.Signals) -> int:
     (pid,) = [pid for pid, words in processes(node) if "lazy-pages -D" in words and "python" not in words]
     process = os.open(node.root / f"proc/{pid}", os.O_DIRECTORY)  # the pid is the node's own; a descriptor finds it
     signal.pidfd_send_signal(process, number)
     os.close(process)
+    return pid
 
 
 async def test_it_dies(nodes: Nodes, tmp_path: Path) -> None:

@@ -121,8 +121,11 @@ def stands_still(shared: mmap.mmap, before: list[tuple[int, int, int]], watched:
             file.write("x")
         time.sleep(0.1)
         now = counts(shared)
-        dead = [what for index, what in ((1, "timer"), (2, "watch"))
-                if any(new[index] <= old[index] for new, old in zip(now, before, strict=True))]
+        dead = [
+            what
+            for index, what in ((1, "timer"), (2, "watch"))
+            if any(new[index] <= old[index] for new, old in zip(now, before, strict=True))
+        ]
         if not dead or time.time() > deadline:
             return f"a {dead[0]} stands still" if dead else ""
 

@@ -1,0 +1,109 @@
+"""Kills a tree whose `criu lazy-pages` dies before it could read a zero in place of a page that is missing.
+
+    lazy_guard FD
+
+FD is a socket: in comes "LAZY_PAGES_PID ROOT_PID", out goes "ok" or what is wrong. It ends with lazy-pages, or when the
+socket is closed before anything came. The standard library alone.
+
+The kernel answers a missing page with zeros as soon as nobody has the userfaultfd any more. A copy of it in another
+process would exclude that, but criu closes that of each process that is complete and counts on the kernel to forget
+it: with a copy about, criu is told of it for ever, and a task of which there is something to tell stands still. So
+lazy-pages is traced: PTRACE_EVENT_EXIT comes, after SIGKILL as well, before the kernel closes anything.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+
+from phauld.shim import descendants
+
+PTRACE_CONT = 7
+PTRACE_GETEVENTMSG = 0x4201
+PTRACE_SEIZE = 0x4206
+PTRACE_LISTEN = 0x4208
+PTRACE_O_TRACEEXIT = 0x40
+EVENT_EXIT = 6
+EVENT_STOP = 128
+ALL_CHILDREN = 0x40000000  # __WALL
+LINE_BYTES = 128
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_libc.ptrace.restype = ctypes.c_long
+
+
+def ptrace(request: int, pid: int, data: object = None) -> None:
+    """Raises OSError."""
+    if _libc.ptrace(request, pid, None, data) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"ptrace: {os.strerror(code)}")
+
+
+def kill_tree(root: int, criu: str) -> None:
+    """On return no task below it runs again. First all are stopped, so that none is born meanwhile.
+
+    A `criu restore` that still has them in its hands would wait for ever for an init whose children only it can reap.
+    """
+    stopped: set[int] = set()
+    while new := set(descendants([root])) - stopped:
+        for pid in new:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        stopped |= new
+    tracers = set(map(tracer, stopped))
+    for pid in stopped | {pid for pid in tracers if program(pid) == criu}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def tracer(pid: int) -> int:
+    """Who traces it; 0: nobody."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/status", "rb") as file:
+        return next((int(line.split()[1]) for line in file if line.startswith(b"TracerPid:")), 0)
+    return 0
+
+
+def program(pid: int) -> str:
+    """The file that it runs; "" if it has ended."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/exe")
+    return ""
+
+
+def watch(lazy_pages: int, root: int) -> None:
+    """Until it has ended."""
+    criu = program(lazy_pages)
+    while True:
+        _, status = os.waitpid(lazy_pages, ALL_CHILDREN)
+        if not os.WIFSTOPPED(status):
+            return
+        event, number = status >> 16, os.WSTOPSIG(status)
+        if event == EVENT_EXIT:
+            message = ctypes.c_ulong()
+            ptrace(PTRACE_GETEVENTMSG, lazy_pages, ctypes.byref(message))
+            if message.value != 0:
+                kill_tree(root, criu)
+        if event == EVENT_STOP and number != signal.SIGTRAP:  # a stop of its group lasts
+            ptrace(PTRACE_LISTEN, lazy_pages)
+        else:
+            ptrace(PTRACE_CONT, lazy_pages, None if event else number)
+
+
+def main() -> None:
+    told = socket.socket(fileno=int(sys.argv[1]))
+    words = told.recv(LINE_BYTES).split()
+    if not words:
+        return
+    lazy_pages, root = int(words[0]), int(words[1])
+    try:
+        ptrace(PTRACE_SEIZE, lazy_pages, PTRACE_O_TRACEEXIT)
+    except OSError as exc:
+        told.sendall(str(exc).encode())
+        return
+    told.sendall(b"ok")
+    told.close()
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # killed in the middle of a stop
+        watch(lazy_pages, root)
