@@ -99,6 +99,7 @@ class Bench:
         self.gates = gates
         self.links = links
         self.nodes = {"a": nodes.a, "b": nodes.b}
+        self.client = nodes.client
         self._criu = criu
         self._numbers = itertools.count(1)
         self._channels = {name: grpc.aio.insecure_channel(node.daemon.target, options=_CHANNEL) for name, node in

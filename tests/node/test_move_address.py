@@ -180,26 +180,6 @@ async def test_what_is_wrong_with_an_address_is_told_beforehand(daemons: Nodes, 
     assert await codes("--move-address", ADDRESS) == {"address-taken"}
 
 
-@pytest.mark.parametrize("victim", ["a", "b"])
-@pytest.mark.parametrize("seconds", [0.05, 0.15, 0.25])
-async def test_a_daemon_that_is_killed_under_way(daemons: Nodes, tmp_path: Path, victim: str, seconds: float) -> None:
-    a, b, client = daemons
-    process, result = await start_echo(a, client, tmp_path, 3)
-    killed = a if victim == "a" else b
-    migration = asyncio.create_task(migrate(a, "echo", b, "--move-address", ADDRESS))
-    await asyncio.sleep(seconds)
-    await killed.kill_phauld()
-    await killed.start_phauld()
-    await migration
-    await progress(result)
-    holders = [node for node in (a, b) if await has_address(node)]
-    assert len(holders) == 1
-    async with at_one_node(daemons, holders[0]):
-        pass
-    seen = await verdict(process, result)
-    assert (seen["wrong"], seen["resets"], seen["idle_alive"]) == (0, 0, 3)
-
-
 @pytest.mark.skipif(shutil.which("redis-cli") is None, reason="redis is not installed")
 async def test_redis_with_a_client_that_does_not_connect_again(daemons: Nodes, tmp_path: Path) -> None:
     a, b, client = daemons

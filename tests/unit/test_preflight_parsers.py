@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import struct
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phaul_client.preflight import proc_text
 from phaul_client.preflight.check_terminals import is_terminal
+from phaul_client.preflight.destination_facts import _is_locked
 from phaul_client.preflight.unix_diag import parse_unix_diag
 
 STAT = "7 (a) (b)) S 1 7 7 34816 7 4194304 1 0 0 0 0 0 0 0 20 0 1 0 5 1000 25 18446744073709551615 1 1 0 0\n"
@@ -88,3 +91,19 @@ def test_a_message_of_the_kernel_about_a_unix_socket() -> None:
 def test_terminals_by_number() -> None:
     assert all(is_terminal(major << 8 | minor) for major, minor in ((4, 1), (5, 0), (5, 2), (136, 3), (143, 9)))
     assert not is_terminal(1 << 8 | 3)
+
+
+def test_a_lock_that_somebody_holds(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345678")
+    with path.open("rb+") as held:
+        assert not any(_is_locked(str(path), each) for each in ("FLOCK WRITE 0-EOF", "OFDLCK READ 0-EOF"))
+        fcntl.flock(held, fcntl.LOCK_SH)
+        assert _is_locked(str(path), "FLOCK WRITE 0-EOF")
+        assert not _is_locked(str(path), "FLOCK READ 0-EOF")
+        fcntl.fcntl(held, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 4, 2, 0))  # F_OFD_SETLK
+        assert _is_locked(str(path), "POSIX READ 0-EOF")
+        assert _is_locked(str(path), "POSIX READ 5-5")
+        assert not _is_locked(str(path), "POSIX WRITE 0-3")
+        for nonsense in ("", "LEASE WRITE 0-EOF", "POSIX WRITE x-y", "POSIX"):
+            assert not _is_locked(str(path), nonsense)

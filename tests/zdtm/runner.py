@@ -151,7 +151,11 @@ class Runner:
         if done.returncode != 0:
             return Result("dump-failed", _first_error(images / "dump.log")), self._a
         if program.own_files:
-            shutil.copytree(self._seen(self._a, place), self._seen(self._b, place), symlinks=True)
+            self._seen(self._b, OWN).mkdir(exist_ok=True)
+            copying = await asyncio.create_subprocess_exec(
+                "cp", "-a", self._seen(self._a, place), self._seen(self._b, place)
+            )
+            assert await copying.wait() == 0
         restore = [
             *criu,
             "restore",

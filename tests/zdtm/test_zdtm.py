@@ -84,6 +84,8 @@ async def test_those_of_a_directory(
 
 
 async def start(nodes: Nodes, directory: Path) -> Runner:
+    for node in (nodes.a, nodes.b):  # terminals have numbers, and the same ones at both
+        await node.run(["mount", "-t", "devpts", "-o", "newinstance,ptmxmode=666,mode=620", "devpts", "/dev/pts"])
     await nodes.a.start_phauld()
     await nodes.b.start_phauld(sync_roots=OWN)
     return Runner(nodes, directory)

@@ -1,0 +1,82 @@
+"""A daemon is killed at a named step while an address moves: one node has it, and its clients see a stall at most."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from phaul.v1 import migrations_pb2, node_pb2, types_pb2
+from phaul.v1.types_pb2 import Options
+from tests.faults.bench import bench
+from tests.faults.gates import Verdict
+from tests.node.test_move_address import ADDRESS, PORT, VICTIMS, at_one_node, give, has_address, listening, progress
+from tests.nodes import Nodes
+
+pytestmark = [pytest.mark.criu, pytest.mark.timeout(300)]
+
+#: Of source S and destination D, and whose daemon is killed there.
+STEPS: Final = (
+    ("S:dump:query-ext-files:notify", "D"),
+    ("D:restore:post-restore:notify", "S"),
+    ("S>D:Commit:request", "S"),
+    ("S>D:Commit:request", "D"),
+    ("D:restore:post-restore:answer", "D"),
+    ("S>D:Commit:reply", "S"),
+)
+
+
+async def test_a_daemon_killed_at_a_named_step(tmp_path: Path) -> None:
+    async with bench(tmp_path / "bench") as made:
+        nodes = Nodes(made.nodes["a"], made.nodes["b"], made.client)
+        await made.start()
+        await give(nodes.a)
+        python = [sys.executable, "-I", "-S"]
+        argv = [*python, str(VICTIMS / "tcp_echo.py"), ADDRESS, str(PORT)]
+        spec = types_pb2.WorkloadSpec(name="echo", argv=argv)
+        await made.node_service("a").RunWorkload(node_pb2.RunWorkloadRequest(spec=spec), timeout=20)
+        await listening(nodes.a, PORT + 1)
+        result = tmp_path / "client.json"
+        words = [*python, str(VICTIMS / "tcp_client.py"), str(result), ADDRESS, str(PORT), "3"]
+        client = await nodes.client.start(words)
+        await progress(result)
+        for number, (step, killed) in enumerate(STEPS):
+            source = "a" if await has_address(nodes.a) else "b"
+            roles = {"S": source, "D": "b" if source == "a" else "a"}
+            who, colon, what = step.partition(":")
+            boundary = "".join(roles.get(letter, letter) for letter in who) + colon + what
+            happened = asyncio.Event()
+
+            async def kill(name: str = roles[killed], happened: asyncio.Event = happened) -> Verdict | None:
+                happened.set()
+                await made.kill_daemon(name)
+                return None
+
+            made.gates.clear()
+            made.gates.plan(boundary, kill)
+            request = migrations_pb2.StartMigrationRequest(
+                migration_id=f"step-{number}",
+                workload="echo",
+                destination=made.links[source].address,
+                options=Options(
+                    move_addresses=[ADDRESS],
+                    tcp_policy=types_pb2.TCP_POLICY_KEEP,
+                    restore_mode=types_pb2.RESTORE_MODE_EAGER,
+                ),
+            )
+            await made.migrations(source).StartMigration(request, wait_for_ready=True, timeout=20)
+            async with asyncio.timeout(30):
+                await happened.wait()
+            await made.settle(f"step-{number}", source=source)
+            await progress(result)
+            here = "a" if await has_address(nodes.a) else "b"
+            async with at_one_node(nodes, made.nodes[here]):
+                print(f"{boundary}, {roles[killed]} killed: {source} -> {here}")
+        await client.stop()
+        seen = json.loads(result.read_text())
+        print(seen)
+        assert (seen["wrong"], seen["resets"], seen["idle_alive"]) == (0, 0, 3)
