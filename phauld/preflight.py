@@ -21,7 +21,7 @@ from phaul_client.preflight.convert import (
     wishes_of,
 )
 from phaul_client.preflight.model import NodeFacts
-from phaul_client.rsync import parse_directories
+from phaul_client.rsync import is_below, parse_directories
 from phauld.node import Node
 from phauld.sync_records import mounts_below
 
@@ -55,6 +55,11 @@ async def check_source(node: Node, pid: int, options: types_pb2.Options, carried
     needs = preflight.synced(needs, sync, mounts_below(sync))
     kept = node.sync.check_source(sync, overwrite=options.sync_overwrite)
     told = await asyncio.to_thread(lambda: problem_messages(kept, node.name))
+    told += [
+        _problem(node, "sync-lease", file.path, "has a lease of the tree, which ends when --sync reads it", "no --sync")
+        for file in needs.files
+        if any(each.startswith("LEASE") for each in file.locks) and any(is_below(file.path, each) for each in sync)
+    ]
     return SourceFindings(
         problems=(*missing, *told, *problem_messages(preflight.check_source(facts, here, wishes), node.name)),
         here=tuple(ours for ours, _ in addresses),

@@ -208,9 +208,10 @@ async def test_a_lock_on_a_shared_file_is_told_beforehand_and_moves_with_a_file_
 ) -> None:
     """On one file system the restore would wait for the frozen tree's lock until the freeze budget is over."""
     a, b, _ = nodes_with_roots
+    lock = "fcntl.lockf(file, fcntl.LOCK_EX, 1, 7)"
     await a.run(["mkdir", DATA])
     for place, expected in ((tmp_path, {"file-lock-held"}), (DATA, set())):
-        program = f"import fcntl, time; file = open('{place}/locked', 'wb+'); fcntl.lockf(file, fcntl.LOCK_EX, 1, 7); print('has it', flush=True)"
+        program = f"import fcntl, time; file = open('{place}/locked', 'wb+'); {lock}; print('has it', flush=True)"
         words = [sys.executable, "-I", "-S", "-c", f"{program}\nwhile True: time.sleep(1)"]
         await a.phaul("run", "--name", "writer", "--", *words, check=True)
         async with asyncio.timeout(20):
@@ -241,3 +242,18 @@ async def test_a_shared_file_that_grows_is_no_other_file(nodes_with_roots: Nodes
     size = file.stat().st_size
     await until(lambda: file.stat().st_size > size)
     await b.phaul("stop", "writer")
+
+
+async def test_a_lease_is_not_broken_by_reading(nodes_with_roots: Nodes) -> None:
+    a, b, _ = nodes_with_roots
+    await a.run(["sh", "-c", f"mkdir {DATA}; echo content >{DATA}/leased"])
+    program = (
+        f"import fcntl, time; file = open('{DATA}/leased'); fcntl.fcntl(file, 1024, fcntl.F_RDLCK); print('has it')"
+    )
+    words = [sys.executable, "-I", "-S", "-u", "-c", f"{program}\nwhile True: time.sleep(1)"]
+    await a.phaul("run", "--name", "writer", "--", *words, check=True)
+    async with asyncio.timeout(20):
+        while "has it" not in (await a.phaul("logs", "writer")).stdout:  # noqa: ASYNC110 - polled
+            await asyncio.sleep(0.05)
+    assert await codes(a, b, "--sync", str(DATA)) == {"sync-lease"}
+    assert (await a.phaul("ps", "--json")).json()["workloads"][0]["state"] == "running"

@@ -49,9 +49,9 @@ class Program:
 
     @property
     def own_files(self) -> bool:
-        """Its files must not be the same at both nodes: a lock that is held here would be waited for there, a lease
-        broken, a fifo be full already."""
-        return "--file-locks" in self.criu_options or self.name.startswith(("fifo", "file_lease"))
+        """Its files must not be the same at both nodes: a lock that is held here would be waited for there, and a fifo
+        be full already."""
+        return "--file-locks" in self.criu_options or self.name.startswith("fifo")
 
     @property
     def unknown_options(self) -> tuple[str, ...]:
