@@ -30,6 +30,8 @@ MIGRATIONS: Final = migrations_pb2.DESCRIPTOR.services_by_name["Migrations"]
 NODE: Final = node_pb2.DESCRIPTOR.services_by_name["Node"]
 #: These start programs or move processes of this machine, if they are asked well enough.
 NOT_TRIED: Final = frozenset({"RunWorkload", "StartMigration", "Preflight", "Doctor"})
+#: Streams of files, which the transfer itself reads, and what the lease asks.
+NOT_ASKED: Final = frozenset({"RenewLease", "PutFiles", "SyncFiles"})
 KNOWN_IDS: Final = ("one", "two", "three")
 
 
@@ -72,6 +74,8 @@ class Caller:
                 await call
         call.cancel()
         code: grpc.StatusCode = await call.code()
+        if await call.details() == "Internal error from Core":  # our own: we still sent when the answer came
+            return grpc.StatusCode.CANCELLED
         return code
 
 
@@ -103,11 +107,13 @@ def test_calls(fuzzer: Fuzzer, target: Target, service: Any, kind: Kind, example
 
             return check
 
-        for method in methods:
-            share.run(f"{service.name}.{method.name}", requests(method), check_with(method), examples)
-        for each in KNOWN_IDS if service is REMOTE else ():
-            runner.run(_awaited(remote(channel).Abort(remote_pb2.AbortRequest(migration_id=each))))
-        runner.run(channel.close())
+        try:
+            for method in methods:
+                share.run(f"{service.name}.{method.name}", requests(method), check_with(method), examples)
+        finally:
+            for each in KNOWN_IDS if service is REMOTE else ():
+                runner.run(_awaited(remote(channel).Abort(remote_pb2.AbortRequest(migration_id=each))))
+            runner.run(channel.close())
 
 
 async def _made(target: Target, kind: Kind) -> grpc.aio.Channel:
@@ -218,18 +224,20 @@ def test_a_destination_that_lies(fuzzer: Fuzzer) -> None:
     with asyncio.Runner() as runner:
         server, port = runner.run(start())
         channel = runner.run(channel_to(port))
-        names = [each for each in REMOTE.methods_by_name if each != "RenewLease"]
-        assert set(calls_of(GrpcRemote("", channel, ""))) == set(names)
+        names = list(calls_of(GrpcRemote("", channel, "")))
         share = Fuzzer(fuzzer.seconds / len(names), fuzzer.counts)
-        for name in names:
+        try:
+            assert set(names) | NOT_ASKED == set(REMOTE.methods_by_name)
+            for name in names:
 
-            def check(answer: Any, name: str = name) -> None:
-                liar.answer = answer
-                runner.run(ask(f"127.0.0.1:{port}", channel, name))
+                def check(answer: Any, name: str = name) -> None:
+                    liar.answer = answer
+                    runner.run(ask(f"127.0.0.1:{port}", channel, name))
 
-            share.run(f"answers to {name}", outcomes(REMOTE.methods_by_name[name]), check, 60)
-        runner.run(channel.close())
-        runner.run(server.stop(0))
+                share.run(f"answers to {name}", outcomes(REMOTE.methods_by_name[name]), check, 60)
+        finally:
+            runner.run(channel.close())
+            runner.run(server.stop(0))
 
 
 def test_errors_of_a_peer(fuzzer: Fuzzer) -> None:
