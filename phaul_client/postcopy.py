@@ -36,7 +36,7 @@ from phaul_client.tree import Tree, identity, is_alive, stopped_pids, wait_until
 from phaul_criu.child import finish
 from phaul_criu.criu import Criu
 from phaul_criu.swrk import Notification, Swrk
-from phaul_criu.urgency import calm, hurry, in_a_hurry
+from phaul_criu.urgency import calm_soon, hurry, in_a_hurry
 
 logger = logging.getLogger(__name__)
 
@@ -285,11 +285,10 @@ class PostcopyLocal(CriuLocal):
             hurry(pid)
 
     def _calm(self) -> None:
-        """The tree runs again, here or there: its pages have as much of the node as anybody else."""
+        """The tree runs again, here or there."""
         if self._hurried:
             in_a_hurry.leave()
-            for pid in self._hurried:
-                calm(pid)
+            calm_soon(*self._hurried)
             self._hurried = ()
 
     async def _see_through(self, dump: asyncio.Task[Any]) -> None:

@@ -8,11 +8,14 @@ business: it only takes longer then.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from typing import Final
 
+FIRST_PAGES_SECONDS: Final = 1.0
 FIRST: Final = os.sched_param(1)
 USUAL: Final = os.sched_param(0)
 
@@ -29,6 +32,23 @@ def calm(pid: int) -> None:
     for thread in _threads(pid):
         with contextlib.suppress(OSError):
             os.sched_setscheduler(thread, os.SCHED_OTHER, USUAL)
+
+
+def calm_soon(*pids: int) -> None:
+    """Undo `hurry` after a moment: the first pages that a tree wants are as much of its pause as the freeze was."""
+    pidfds = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            pidfds[pid] = os.pidfd_open(pid)
+
+    def now() -> None:
+        for pid, pidfd in pidfds.items():
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(pidfd, 0)  # it lives, so that the PID is no stranger's
+                calm(pid)
+            os.close(pidfd)
+
+    asyncio.get_running_loop().call_later(FIRST_PAGES_SECONDS, now)
 
 
 class Hurry:

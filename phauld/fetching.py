@@ -18,7 +18,7 @@ from phaul_client.postcopy import RelayGone, RelaySilent
 from phaul_client.tree import descendants
 from phaul_criu.errors import LazyPagesFailed
 from phaul_criu.pagemaps import lazy_pages
-from phaul_criu.urgency import calm, hurry
+from phaul_criu.urgency import calm_soon, hurry
 from phauld import unattended
 from phauld.dataport import DataPort, Expected
 from phauld.relays import Relay
@@ -96,8 +96,7 @@ class Fetching:
 
     async def wait(self, root: Mapping[str, Any]) -> None:
         """Wait for every page. Raises `LazyPagesFailed`: pages are lost, and the tree was killed."""
-        for pid in descendants(self.relay.process["pid"]):  # the tree runs
-            calm(pid)
+        calm_soon(*descendants(self.relay.process["pid"]))
         if self._watch is None:
             self._watch = asyncio.create_task(self._count())
         status = await self.relay.criu_ended()

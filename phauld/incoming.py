@@ -34,7 +34,7 @@ from phaul_criu.errors import CriuError, LazyPagesFailed
 from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.requests import RestoreOptions
 from phaul_criu.swrk import Notification, Swrk
-from phaul_criu.urgency import calm, in_a_hurry
+from phaul_criu.urgency import calm_soon, in_a_hurry
 from phauld import convert, session, unattended
 from phauld.container_place import ContainerPlace
 from phauld.dataport import DataPort
@@ -724,7 +724,7 @@ class Session:
             self._lazy_left = None
         if self._lazy is not None:
             lazy, self._lazy = self._lazy, None
-            calm(lazy.pid)
+            calm_soon(lazy.pid)
             try:
                 await lazy.wait()
             except CriuError as exc:
