@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from phaul_criu.urgency import Hurry, calm, hurry
+from phaul_criu import urgency
+from phaul_criu.urgency import Hurry, calm, calm_soon, hurry
 
 _SLEEP = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 
@@ -75,3 +77,12 @@ def test_what_is_started_in_a_hurry_has_none() -> None:
     with Hurry()():
         answer = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
     assert int(answer) == os.SCHED_OTHER
+
+
+async def test_soon_is_after_the_first_pages(child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urgency, "FIRST_PAGES_SECONDS", 0.01)
+    hurry(child.pid)
+    calm_soon(child.pid, 4194304)  # no PID is as large
+    assert os.sched_getscheduler(child.pid) == os.SCHED_RR
+    while os.sched_getscheduler(child.pid) != os.SCHED_OTHER:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
