@@ -20,6 +20,12 @@ pytestmark = pytest.mark.timeout(300)
 ARGV = writer(48, 32, LINK_BYTES_PER_SECOND * 1.5)
 
 
+@pytest.fixture(autouse=True)
+def _when_asked_for(pytestconfig: pytest.Config) -> None:
+    if not pytestconfig.getoption("--all"):
+        pytest.skip("hybrid in the lab: only with --all")
+
+
 async def hybrid(lab: Lab, report: Report, name: str, *, is_asked: bool, **options: Any) -> Moved:
     """Move it; its data are intact, both rounds and pages behind it brought them."""
     await ready(lab)
