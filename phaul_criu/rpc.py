@@ -5,6 +5,7 @@ from phaul_criu.errors import CriuMissing
 try:
     from pycriu import rpc_pb2 as rpc_pb2
     from pycriu.images import core_pb2 as core_pb2
+    from pycriu.images import fdinfo_pb2 as fdinfo_pb2
     from pycriu.images import inventory_pb2 as inventory_pb2
     from pycriu.images import mm_pb2 as mm_pb2
     from pycriu.images import pagemap_pb2 as pagemap_pb2

@@ -34,6 +34,7 @@ from phaul_criu.errors import CriuError, LazyPagesFailed
 from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.requests import RestoreOptions
 from phaul_criu.swrk import Notification, Swrk
+from phaul_criu.timers import rearm
 from phaul_criu.urgency import calm_soon, in_a_hurry
 from phauld import convert, session, unattended
 from phauld.container_place import ContainerPlace
@@ -578,6 +579,7 @@ class Session:
         images = os.open(self._server.last_images_dir, os.O_RDONLY | os.O_DIRECTORY)
         try:
             options = dataclasses.replace(self.incoming.restore, images_dir_fd=images)
+            _rearm_timers(self._server.last_images_dir)
             await self._addresses.hold()
             if self._container is not None:
                 options = self._container.restore_options(options)
@@ -818,3 +820,15 @@ def _bytes_of(images: Path | None) -> int:
 def _is_there(path: Path) -> bool:
     """Also a link that leads nowhere: it is not ours to remove later."""
     return os.path.lexists(path)
+
+
+def _rearm_timers(images: Path) -> None:
+    """Raises `OSError`, `ImageCorrupt`."""
+    try:
+        files = rearm((images / "files.img").read_bytes())
+    except FileNotFoundError:
+        return
+    except ValueError as exc:
+        raise ImageCorrupt(str(exc)) from exc
+    if files is not None:
+        (images / "files.img").write_bytes(files)

@@ -114,7 +114,10 @@ def counts(shared: mmap.mmap) -> list[tuple[int, int, int]]:
 
 
 def stands_still(shared: mmap.mmap, before: list[tuple[int, int, int]], watched: str) -> str:
-    """Which timer does not tick or which watch sees nothing, now that it has all the time that it can want."""
+    """Which timer does not tick or which watch sees nothing, now that it has all the time that it can want.
+
+    Something may have been due when it was moved: that alone is no sign of life.
+    """
     deadline = time.time() + PATIENCE_SECONDS
     while True:
         with open(watched, "a") as file:
