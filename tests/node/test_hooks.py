@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,19 +18,15 @@ from tests.nodes import Nodes, until
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
 
-#: Writes down what it is told, then does what the file `PHASE-SIDE` beside it says.
-HOOK: Final = f"""#!{sys.executable} -IS
-import json, os, pathlib, subprocess, sys
-told = {{name.removeprefix("PHAUL_").lower(): value for name, value in os.environ.items() if name.startswith("PHAUL_")}}
-itself = pathlib.Path(sys.argv[0])
-with open(itself.with_name(f".{{itself.name}}.log"), "a") as log:
-    log.write(json.dumps(told) + "\\n")
-orders = itself.with_name(f".{{told['phase']}}-{{told['side']}}")
-match orders.read_text() if orders.exists() else "":
-    case "fail":
-        sys.exit("no such route")
-    case "hang":
-        subprocess.run(["sleep", "4242"])
+#: Writes down what it is told, then does what the file `.PHASE-SIDE` beside it says.
+HOOK: Final = r"""#!/bin/sh
+directory=${0%/*}
+told=$(env | sed -n 's/^PHAUL_//p' | tr '\n' '\t')
+printf '%s\n' "$told" >>"$directory/.${0##*/}.log"
+case $(cat "$directory/.$PHAUL_PHASE-$PHAUL_SIDE" 2>/dev/null) in
+fail) echo "no such route" >&2 && exit 1 ;;
+hang) sleep 4242 ;;
+esac
 """
 
 
@@ -51,7 +45,9 @@ class Script:
     @property
     def calls(self) -> list[dict[str, str]]:
         log = self.path.with_name(f".{self.path.name}.log")
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        lines = log.read_text().splitlines() if log.exists() else []
+        told = [dict(word.split("=", 1) for word in line.split("\t") if word) for line in lines]
+        return [{name.lower(): value for name, value in each.items()} for each in told]
 
     @property
     def phases(self) -> list[str]:
@@ -124,7 +120,7 @@ async def test_each_node_has_hooks_of_its_own(nodes: Nodes, tmp_path: Path) -> N
 async def test_one_that_fails_in_prepare_prevents_the_move(
     nodes: Nodes, script: Script, tmp_path: Path, where: str, what: str
 ) -> None:
-    a, b, _ = await both(nodes, hook_seconds=0.5)
+    a, b, _ = await both(nodes, hook_seconds=1.0 if what == "hang" else 4.0)
     victim = await Victim.start(a, tmp_path)
     script.order(f"prepare-{where}", what)
     if what == "not executable":
@@ -157,7 +153,7 @@ async def test_one_that_fails_in_prepare_prevents_the_move(
 async def test_one_that_fails_in_commit_undoes_nothing(
     nodes: Nodes, script: Script, tmp_path: Path, where: str, what: str
 ) -> None:
-    a, b, _ = await both(nodes, hook_seconds=0.3)
+    a, b, _ = await both(nodes, hook_seconds=1.0 if what == "hang" else 4.0)
     victim = await Victim.start(a, tmp_path)
     script.order(f"commit-{where}", what)
     status, report = await migrate(a, "victim", b, "--hook", str(script.path))
