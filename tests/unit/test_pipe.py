@@ -131,7 +131,11 @@ async def test_what_criu_says_arrives(tmp_path: Path, tls: bool, compression: st
             loop.sock_sendall(ends.source.socket, content), receive(ends.destination.socket, len(content))
         )
         assert arrived == content
-        counters = ends.source.counters
+        async with asyncio.timeout(20):  # what has arrived is counted a moment later
+            while (counters := ends.source.counters).raw_sent < len(content) + 20 * 32:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            while ends.destination.counters.raw_received < counters.raw_sent:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         assert counters.raw_sent == len(content) + 20 * 32
         assert ends.destination.counters.raw_received == counters.raw_sent
         if compression in ("lz4", "zstd"):
