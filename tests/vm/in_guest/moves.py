@@ -7,6 +7,10 @@ STEPS is a JSON array; each step is one of
     {"ask": NAME, "on": "a", "port": N, "question": TEXT}       of writer.py
     {"move": NAME, "from": "a", "to": "b", "options": {…}}      options as in phaul.v1.Options
                                                                 "switch": true: to post-copy, in its first round
+    {"start": NAME, "id": ID, "from": "a", "to": "b", "options": {…}}     as move, but not waited for
+    {"until": ID, "from": "a", "phases": ["HELD", …]}           its record, when it is in one of them
+    {"resolve": ID, "from": "a", "resolution": "RESUME", "reason": TEXT}
+    {"gate": "b", "port": N, "holds": STEP}                     waits until gate.py there holds a criu at the step
     {"stop": NAME, "on": "b"}
     {"sleep": SECONDS}
 and each is answered with one line. One process for many steps: an emulated Python takes seconds to start.
@@ -80,6 +84,47 @@ async def move(channels: Channels, step: Answer) -> Answer:
     return as_dict(last)
 
 
+async def start(channels: Channels, step: Answer) -> Answer:
+    stub: migrations_pb2_grpc.MigrationsAsyncStub = migrations_pb2_grpc.MigrationsStub(channels[step["from"]])
+    options = json_format.ParseDict(step.get("options", {}), types_pb2.Options())
+    request = migrations_pb2.StartMigrationRequest(
+        workload=step["start"], migration_id=step["id"], destination=step["to"], options=options
+    )
+    return as_dict((await stub.StartMigration(request)).migration)
+
+
+async def until(channels: Channels, step: Answer) -> Answer:
+    stub: migrations_pb2_grpc.MigrationsAsyncStub = migrations_pb2_grpc.MigrationsStub(channels[step["from"]])
+    phases = {f"MIGRATION_PHASE_{each}" for each in step["phases"]}
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while True:
+            answer = await stub.GetMigration(migrations_pb2.GetMigrationRequest(migration_id=step["until"]))
+            if types_pb2.MigrationPhase.Name(answer.migration.phase) in phases:
+                return as_dict(answer.migration)
+            await asyncio.sleep(0.2)
+
+
+async def resolve(channels: Channels, step: Answer) -> Answer:
+    stub: migrations_pb2_grpc.MigrationsAsyncStub = migrations_pb2_grpc.MigrationsStub(channels[step["from"]])
+    request = migrations_pb2.ResolveRequest(
+        migration_id=step["resolve"],
+        resolution=migrations_pb2.Resolution.Value(f"RESOLUTION_{step['resolution']}"),
+        reason=step["reason"],
+    )
+    return as_dict((await stub.Resolve(request)).migration)
+
+
+async def gate(step: Answer) -> None:
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while True:
+            reader, writer = await asyncio.open_connection(step["gate"], step["port"])
+            held = json.loads(await reader.read())
+            writer.close()
+            if step["holds"] in held:
+                return
+            await asyncio.sleep(0.1)
+
+
 async def stop(channels: Channels, step: Answer) -> Answer:
     stub: node_pb2_grpc.NodeAsyncStub = node_pb2_grpc.NodeStub(channels[step["on"]])
     answer = as_dict((await stub.StopWorkload(node_pb2.StopWorkloadRequest(name=step["stop"]))).workload)
@@ -94,6 +139,15 @@ async def take(channels: Channels, step: Answer) -> Answer | None:
         return await run(channels, step)
     if "move" in step:
         return await move(channels, step)
+    if "start" in step:
+        return await start(channels, step)
+    if "until" in step:
+        return await until(channels, step)
+    if "resolve" in step:
+        return await resolve(channels, step)
+    if "gate" in step:
+        await gate(step)
+        return None
     if "stop" in step:
         return await stop(channels, step)
     await asyncio.sleep(step["sleep"])
