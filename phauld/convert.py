@@ -100,6 +100,8 @@ def workload_message(spec: WorkloadSpec) -> types_pb2.WorkloadSpec:
         log_path=spec.log_path,
         own_pid_namespace=spec.new_pid_namespace,
         own_time_namespace=spec.new_time_namespace,
+        user=spec.user,
+        limits=spec.limits,
     )
 
 
@@ -113,6 +115,8 @@ def workload_spec(message: types_pb2.WorkloadSpec) -> WorkloadSpec:
         log_path=message.log_path,
         new_pid_namespace=message.own_pid_namespace if message.HasField("own_pid_namespace") else True,
         new_time_namespace=message.own_time_namespace,
+        user=message.user,
+        limits=dict(message.limits),
     )
 
 

@@ -75,8 +75,6 @@ class NodeService(node_pb2_grpc.NodeServicer):
         asked = request.spec
         if not asked.argv:
             raise InvalidRequest("no command was given")
-        if asked.user:
-            raise InvalidRequest("running as another user is not supported yet", remedy="setpriv or runuser")
         name = asked.name or self._free_name(asked.argv[0])
         spec = WorkloadSpec(
             name=name,
@@ -84,6 +82,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
             env=dict(asked.env) or {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
             cwd=asked.working_directory or "/",
             log_path=asked.log_path or self._workloads.log_path(name),
+            user=asked.user,
+            limits=dict(asked.limits),
             new_pid_namespace=asked.own_pid_namespace if asked.HasField("own_pid_namespace") else True,
             new_time_namespace=(
                 asked.own_time_namespace if asked.HasField("own_time_namespace") else TIME_NAMESPACE.exists()

@@ -17,6 +17,7 @@ import ctypes
 import errno
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -116,6 +117,13 @@ def enter_workload(spec: dict[str, object]) -> None:
     os.dup2(log, 2)
     os.close(null)
     os.close(log)
+    for number, value in spec["rlimits"]:  # type: ignore[attr-defined]
+        resource.setrlimit(number, (value, value))
+    if spec["ids"] is not None:
+        user, group, groups = spec["ids"]  # type: ignore[misc]
+        os.setgroups(groups)  # type: ignore[has-type]
+        os.setresgid(group, group, group)  # type: ignore[has-type]
+        os.setresuid(user, user, user)  # type: ignore[has-type]
     os.chdir(str(spec["cwd"]))
     environment = spec["env"]
     assert isinstance(environment, dict)

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 from phaul_client.errors import InvalidRequest, PhaulError, WorkloadExists, WorkloadNotFound
 from phaul_client.tree import KILL_TIMEOUT_SECONDS, Tree, descendants, is_alive, wait_until_gone
 from phaul_criu.child import Child, spawn
-from phauld import shim
+from phauld import identities, shim
 from phauld.scope import in_scope
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ class WorkloadSpec:
     cwd: str = "/"
     log_path: str = ""  #: where its output goes, the same path on every node; empty for trees that phaul did not start
     new_pid_namespace: bool = True
+    user: str = ""  #: who it runs as, with ":group" if wanted; empty: as phauld
+    limits: Mapping[str, int] = field(default_factory=dict)  #: soft and hard, see `identities.py`
     new_time_namespace: bool = False  #: its monotonic and boot-time clocks go on where they were on the next node
 
     def __post_init__(self) -> None:
@@ -116,6 +118,7 @@ class Workloads:
         """Start a workload. Raises `WorkloadExists`, and `InvalidRequest` when it cannot be started."""
         self._check_free(spec.name)
         _check_directory(spec.cwd)
+        identity, limits = identities.of_user(spec.user), identities.resource_limits(spec.limits)
         init = shutil.which("tini") if spec.new_pid_namespace else None
         if spec.new_pid_namespace and init is None:
             raise InvalidRequest("tini, the init of workloads, is missing", remedy="apt-get install tini")
@@ -125,7 +128,9 @@ class Workloads:
             raise InvalidRequest(f"{spec.argv[0]!r} is no program on this node", remedy=f"searched in {search}")
         argv = ([init, "--"] if init else []) + [program, *spec.argv[1:]]
         directory = self._make_record(spec)
-        shim.write_json(str(directory), "spec.json", {**_to_json(spec), "argv": argv})
+        shim.write_json(
+            str(directory), "spec.json", {**_to_json(spec), "argv": argv, "ids": identity, "rlimits": limits}
+        )
         try:
             outcome = await self._start_under_shim(directory)
         except BaseException:

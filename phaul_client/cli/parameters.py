@@ -59,6 +59,16 @@ def parse_variable(text: str) -> tuple[str, str]:
     return name, value if separator else os.environ[name]
 
 
+def parse_limit(text: str) -> tuple[str, int]:
+    """NAME=N or NAME=unlimited. Raises `ValueError`."""
+    name, _, value = text.partition("=")
+    if value == "unlimited":
+        return name.lower(), 2**64 - 1
+    if not name or not (value.isascii() and value.isdigit()) or int(value) >= 2**64:
+        raise ValueError(f"{text!r} is not NAME=N, such as nofile=1024 or core=unlimited")
+    return name.lower(), int(value)
+
+
 def parse_signal(text: str) -> int:
     """Number of a signal by its name, with or without SIG, or by number. Raises `ValueError`."""
     if text.isdigit() and 1 <= int(text) <= 64:
@@ -114,6 +124,7 @@ DAEMON: Final = Parsed("ADDRESS", parse_daemon)
 HOOK: Final = Parsed("PATH|grpc:TARGET", parse_hook_text)
 DIRECTORY: Final = Parsed("DIR", parse_sync_directory)
 VARIABLE: Final = Parsed("NAME=VALUE", parse_variable)
+LIMIT: Final = Parsed("NAME=N", parse_limit)
 SIGNAL: Final = Parsed("SIGNAL", parse_signal)
 TARGET: Final = Parsed("PID|NAME", parse_target)
 

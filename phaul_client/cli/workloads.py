@@ -39,7 +39,14 @@ def free_name(program: str, taken: Container[str]) -> str:
 
 
 def build_spec(
-    argv: tuple[str, ...], *, name: str, env: tuple[tuple[str, str], ...], cwd: str | None, pid_namespace: bool
+    argv: tuple[str, ...],
+    *,
+    name: str,
+    env: tuple[tuple[str, str], ...],
+    cwd: str | None,
+    pid_namespace: bool,
+    user: str = "",
+    limits: tuple[tuple[str, int], ...] = (),
 ) -> WorkloadSpec:
     """What to run. A program by relative path is meant from here, wherever it will run."""
     program = argv[0]
@@ -52,6 +59,8 @@ def build_spec(
         env={**passed, **dict(env)},
         working_directory=os.path.abspath(cwd) if cwd is not None else "/",
         own_pid_namespace=pid_namespace,
+        user=user,
+        limits=dict(limits),
     )
 
 
@@ -69,6 +78,17 @@ def build_spec(
     type=parameters.VARIABLE,
     help=f"A variable of its environment, which otherwise has only {', '.join(PASSED_ENVIRONMENT)}; may be repeated.",
 )
+@click.option(
+    "--user", metavar="USER[:GROUP]", default="", help="Who it runs as: names or numbers; default: as phauld."
+)
+@click.option(
+    "--limit",
+    "limits",
+    metavar="NAME=N",
+    multiple=True,
+    type=parameters.LIMIT,
+    help="A resource limit, soft and hard: nofile=1024, core=unlimited; may be repeated. It moves along.",
+)
 @click.option("--cwd", metavar="DIR", help="Its working directory, which the destination needs too; default /.")
 @click.option("--no-pid-namespace", is_flag=True, help="Share this node's PIDs, which may be taken at the destination.")
 @click.argument("argv", metavar="[--] CMD ARG...", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -78,6 +98,8 @@ async def run(
     env: tuple[tuple[str, str], ...],
     cwd: str | None,
     no_pid_namespace: bool,
+    user: str,
+    limits: tuple[tuple[str, int], ...],
     argv: tuple[str, ...],
 ) -> None:
     """Start a program so that it can be moved.
@@ -85,7 +107,9 @@ async def run(
     It gets a PID namespace with a reaping init, a session without a terminal, and a log file. It runs on whatever
     happens to phauld. Prints its name and PID.
     """
-    spec = build_spec(argv, name=name or "", env=env, cwd=cwd, pid_namespace=not no_pid_namespace)
+    spec = build_spec(
+        argv, name=name or "", env=env, cwd=cwd, pid_namespace=not no_pid_namespace, user=user, limits=limits
+    )
     async with session.connect() as daemon:
         workload = await (_start(daemon, spec) if name else _start_under_free_name(daemon, spec))
     session.show(to_json(workload), f"{workload.name} {workload.pid}")

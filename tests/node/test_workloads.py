@@ -64,6 +64,36 @@ async def test_the_exit_code_is_written_down(workloads: Workloads, own: bool) ->
     assert log_of(ended) == "hello\n"
 
 
+async def test_it_runs_as_the_user_and_with_the_limits_that_it_was_given(workloads: Workloads) -> None:
+    command = "id -u; id -g; id -G; ulimit -n; ulimit -c; ulimit -Hn; grep CapEff /proc/self/status"
+    given = {"user": "4242:4243", "limits": {"nofile": 77, "core": 0}}
+    await workloads.run(spec(workloads, "sh", "-c", command, **given))
+    ended = await workloads.wait("web")
+    assert ended.exit_code == 0, log_of(ended)
+    assert log_of(ended).split() == ["4242", "4243", "4243", "77", "0", "77", "CapEff:", "0" * 16]
+    assert (ended.spec.user, ended.spec.limits) == (given["user"], given["limits"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"user": "nobody-of-this-name"}, "is no user"),
+        ({"user": "4242"}, "is no user"),
+        ({"user": "root:no-group-of-this-name"}, "is no group"),
+        ({"user": f"{2**32 - 1}:0"}, "is no user"),
+        ({"limits": {"files": 3}}, "is no resource limit"),
+        ({"limits": {"nofile": 2**64 - 2}}, "is too high"),
+        ({"limits": {"nofile": 2**62}}, "did not start"),
+    ],
+)
+async def test_what_there_is_not_is_refused_and_nothing_runs(
+    workloads: Workloads, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        await workloads.run(spec(workloads, "true", **given))
+    assert workloads.list() == []
+
+
 async def test_the_signal_is_written_down(workloads: Workloads) -> None:
     await workloads.run(spec(workloads, "sleep", "100", new_pid_namespace=False))
     workloads.send_signal("web", signal.SIGTERM)
