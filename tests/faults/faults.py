@@ -190,7 +190,10 @@ class Run:
         kill_lazy_pages(self._bench.nodes["b"])
 
     async def _kill_shim(self, name: str, mode: str) -> None:
-        kill_one(self._bench.nodes[name], f"shim.py {mode} ")
+        node, words = self._bench.nodes[name], f"shim.py {mode} "
+        kill_one(node, words)
+        while any(words in line for _, line in processes(node)):  # noqa: ASYNC110 (it is phauld's child, or init's)
+            await asyncio.sleep(0.005)
 
     async def _make_read_only(self, name: str, *directories: Path) -> None:
         node = self._bench.nodes[name]
