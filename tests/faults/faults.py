@@ -24,7 +24,6 @@ STALL_SECONDS: Final = 1.0
 LONG_SECONDS: Final = 4.0
 FULL_SECONDS: Final = 1.5
 REACH_SECONDS: Final = 15.0
-PIPE_FAULTS: Final = ("kill-source-pipe", "kill-destination-pipe")
 LATER_MS: Final = (2, 4, 6, 9)  #: between two boundaries: while a call is being served
 _TREES: Final[dict[str, dict[str, int]]] = {
     "one": {},
@@ -110,7 +109,7 @@ class Run:
 
     def _options(self) -> Options:
         mode = types_pb2.RESTORE_MODE_LAZY if self._point.lazy else types_pb2.RESTORE_MODE_EAGER
-        options = Options(restore_mode=mode, checksum=self._point.fault in PIPE_FAULTS)
+        options = Options(restore_mode=mode, checksum=self._point.pipe)
         options.freeze_budget.FromMilliseconds(round(self._point.freeze_budget_seconds * 1000))
         return options
 

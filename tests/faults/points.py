@@ -24,6 +24,7 @@ class Point:
     outcomes: frozenset[str]
     tree: str = "one"  #: one process; three of them with threads; outside: one that phaul did not start
     lazy: bool = False  #: the restore fills memory while the tree runs
+    pipe: bool = False  #: a page pipe at each end, with checksums
     first: tuple[
         tuple[str, str], ...
     ] = ()  #: faults that come before, so that the boundary is reached: (boundary, fault)
@@ -32,6 +33,7 @@ class Point:
     @property
     def name(self) -> str:
         parts = [self.fault, self.at, *(() if self.tree == "one" else (self.tree,)), *(("lazy",) if self.lazy else ())]
+        parts += ["piped"] if self.pipe else []
         return " ".join([*parts, *(f"after {fault} {at}" for at, fault in self.first)])
 
 
@@ -106,14 +108,28 @@ def _criu_kills() -> Iterator[Point]:
         yield Point(fault="kill-lazy-pages", at=at, outcomes=EITHER if at_its_end else RESUMED, lazy=True)
 
 
-def _pipe_kills() -> Iterator[Point]:
+def _pipes() -> Iterator[Point]:
     for node in ("source", "destination"):
         for at in ("a>b:OpenSession:reply", "a>b:StartIter:request", "b:page-server:request", "a>b:StartIter:reply",
                    *_at(_BEFORE, "a:dump")):  # fmt: skip
             is_done = at == "a:dump:post-dump:notify"  # its last page was confirmed
-            yield Point(fault=f"kill-{node}-pipe", at=at, outcomes=MOVED if is_done else RESUMED)
+            yield Point(fault=f"kill-{node}-pipe", at=at, outcomes=MOVED if is_done else RESUMED, pipe=True)
         for at in ("a>b:Restore:request", "b:restore:post-restore:notify", "a>b:Commit:request", "a>b:Commit:reply"):
-            yield Point(fault=f"kill-{node}-pipe", at=at, outcomes=MOVED)
+            yield Point(fault=f"kill-{node}-pipe", at=at, outcomes=MOVED, pipe=True)
+    for at in ("a>b:OpenSession:reply", "a>b:StartIter:reply", "a:dump:pre-dump:notify", "a:dump:post-dump:notify"):
+        outcomes = EITHER if at.endswith("post-dump:notify") else RESUMED
+        yield Point(fault="link-cut", at=at, outcomes=outcomes, pipe=True)
+        yield Point(fault="link-stalled", at=at, outcomes=MOVED, pipe=True)
+        yield Point(fault="kill-source-phauld", at=at, outcomes=RESUMED, pipe=True)
+        yield Point(fault="kill-destination-phauld", at=at, outcomes=RESUMED, pipe=True)
+    for at in ("a:dump:pre-dump:notify", "a:dump:query-ext-files:notify", "a>b:Restore:request"):
+        yield Point(fault="kill-source-criu", at=at, outcomes=RESUMED, pipe=True)
+    for at in ("a>b:StartIter:reply", "a:dump:pre-dump:notify", "b:wait-pid:request"):
+        yield Point(fault="kill-page-server", at=at, outcomes=RESUMED, pipe=True)
+    stalled = "a:dump:pre-dump:notify"
+    yield Point(fault="link-stalled-for-long", at=stalled, outcomes=RESUMED, pipe=True, freeze_budget_seconds=1.0)
+    yield Point(fault="destination-images-full", at="a>b:StartIter:request", outcomes=EITHER, pipe=True)
+    yield Point(fault="cancel", at="a>b:StartIter:reply", outcomes=RESUMED, pipe=True)
 
 
 def _cli_kills() -> Iterator[Point]:
@@ -223,7 +239,7 @@ POINTS: Final = (
     *_kills(),
     *_kills_in_between(),
     *_criu_kills(),
-    *_pipe_kills(),
+    *_pipes(),
     *_cli_kills(),
     *_links(),
     *_calls(),
