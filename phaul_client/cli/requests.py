@@ -112,7 +112,7 @@ _DECLARATIONS: Final[tuple[Callable[[Any], Any], ...]] = (
     click.option("--bandwidth", type=parameters.RATE, metavar="RATE",
                  help="Limit: 100M is MiB a second, 1Gbit is bits; default none."),
     click.option("--checksum/--no-checksum", default=None,
-                 help="Notice pages that are damaged on their way; default: if they leave this machine."),
+                 help="Notice pages that are damaged on their way; default: with TLS or compression only."),
     _choice("--compression", "Compression", "Of pages; auto measures the link and the processor; default off."),
     click.option("--throttle", is_flag=True, help="Slow it down if it dirties memory faster than the link carries it."),
     click.option("--shell-job/--no-shell-job", default=None,
