@@ -712,10 +712,12 @@ class Session:
             await self._container_is("unmounted", self._container.leave)
         self._keep_directories()
         if self._slot is not None:
-            self._slot.keep(self.incoming.spec.name, self._root)
-            self._slot = None
+            self._slot.keep(self.incoming.spec.name)
+        slot, self._slot = self._slot, None
         if self._restoring is not None:
             await asyncio.wait([self._restoring])
+        if slot is not None:
+            await slot.vouch(self._root)
         if self._lazy_left is not None:
             status = await self._lazy_left.wait()
             if status:

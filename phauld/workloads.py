@@ -362,17 +362,25 @@ class RestoreSlot:
         return tree["pid"] if tree is not None and is_alive(tree) else None
 
     @property
+    def _has_said(self) -> bool:
+        return any((self.directory / name).exists() for name in ("tree.json", "exit.json"))
+
+    @property
     def is_unattended(self) -> bool:
         """Whether the shim was killed before it had said anything about the tree."""
-        said = any((self.directory / name).exists() for name in ("tree.json", "exit.json"))
-        return not said and not self._shim_lives()
+        return not self._has_said and not self._shim_lives()
 
-    def keep(self, name: str, root: Mapping[str, Any]) -> None:
+    def keep(self, name: str) -> None:
         """The tree runs: its record stands for the name from now on."""
-        if root and self.is_unattended:  # else nobody could find it
+        self._workloads.forget_older(name, self.directory)
+
+    async def vouch(self, root: Mapping[str, Any]) -> None:
+        """Wait until the shim has said that the tree runs; if it is killed before, say it, or nobody could find it."""
+        while not self._has_said and self._shim_lives():  # noqa: ASYNC110 (it is another process)
+            await asyncio.sleep(POLL_SECONDS)
+        if root and not self._has_said:
             with contextlib.suppress(OSError):
                 shim.write_json(os.fspath(self.directory), "tree.json", dict(root))
-        self._workloads.forget_older(name, self.directory)
 
     async def discard(self) -> None:
         """The tree never ran, and criu's connection is closed: wait until its shim has cleaned up, and forget it."""
