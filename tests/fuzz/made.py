@@ -62,7 +62,8 @@ def messages(descriptor: Descriptor, depth: int = DEPTH) -> SearchStrategy[Messa
 
 def _field(field: FieldDescriptor, depth: int) -> SearchStrategy[Any]:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        return st.dictionaries(texts(), texts(), max_size=2)
+        key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
+        return st.dictionaries(_value(key, depth), _value(value, depth), max_size=2)
     one = _value(field, depth)
     return st.lists(one, max_size=3) if field.is_repeated else one
 
