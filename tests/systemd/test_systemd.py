@@ -56,7 +56,7 @@ def test_it_says_when_it_serves_and_what_it_does(machines: Pair) -> None:
     a, _ = machines
     seen = a.show("Type", "ActiveState", "StatusText", "WatchdogUSec", "NotifyAccess")
     assert (seen["Type"], seen["ActiveState"], seen["WatchdogUSec"]) == ("notify", "active", "30s")
-    assert seen["StatusText"].startswith(f"serving {a.address}:7707: 0 migrations out, 0 in")
+    assert seen["StatusText"].startswith(f"serving insecure {a.address}:7707: 0 migrations out, 0 in")
     assert 'Status: "serving' in a.run("systemctl", "status", "phauld")
 
 
