@@ -35,7 +35,7 @@ from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.requests import RestoreOptions
 from phaul_criu.swrk import Notification, Swrk
 from phaul_criu.timers import rearm
-from phaul_criu.urgency import calm_soon, in_a_hurry
+from phaul_criu.urgency import calm, in_a_hurry
 from phauld import convert, session, unattended
 from phauld.container_place import ContainerPlace
 from phauld.dataport import DataPort
@@ -551,6 +551,8 @@ class Session:
                 if self._container is not None:
                     await self._container_is("connected", self._container.show)
                 await self._hooks.commit()
+                if self._lazy is not None:
+                    calm(self._lazy.pid)  # else, on a node of few processors, the tree would wait for its own pages
                 self._released.set_result(None)
             case Do.KILL_TREE:
                 await finish(self._kill_tree())
@@ -728,7 +730,6 @@ class Session:
             self._lazy_left = None
         if self._lazy is not None:
             lazy, self._lazy = self._lazy, None
-            calm_soon(lazy.pid)
             try:
                 await lazy.wait()
             except CriuError as exc:
