@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.nodes import Node, Nodes
+from tests.nodes import Node, Nodes, until
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
 
@@ -99,7 +99,21 @@ async def test_log_lines_are_objects_with_the_migration(nodes: Nodes) -> None:
     assert line["level"] == "info"
 
 
+POLL: Final = """
+import sys, urllib.error, urllib.request
+while True:
+    try:
+        print(urllib.request.urlopen(sys.argv[1]).status, flush=True)
+    except urllib.error.HTTPError as exc:
+        sys.exit(f"{exc.code} {exc.read().decode().strip()}")
+"""
+
+
 async def test_health_says_so_while_phauld_stops(daemons: Nodes) -> None:
+    await daemons.a.kill_phauld(signal.SIGTERM)
+    await daemons.a.start_phauld(http_listen=HTTP)
+    probe = await daemons.a.start([sys.executable, "-I", "-c", POLL, f"http://{HTTP}/healthz"])
+    await until(lambda: probe.log.exists() and "200" in probe.log.read_text())
     request = health_pb2.HealthCheckRequest(service="phaul.v1.Remote")
     async with daemons.a.daemon.channel() as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its types know no method
@@ -108,6 +122,8 @@ async def test_health_says_so_while_phauld_stops(daemons: Nodes) -> None:
         assert daemons.a.daemon.process is not None
         daemons.a.daemon.process.send_signal(signal.SIGTERM)
         assert (await told.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        await probe.wait()  # the stream that is open keeps phauld for a second
+        assert probe.log.read_text().splitlines()[-1] == "503 stopping"
         told.cancel()
     assert await daemons.a.daemon.process.wait() == 0
 
