@@ -20,7 +20,7 @@ from phaul_criu.rpc import core_pb2, mm_pb2, pagemap_pb2
 
 PAGE_BYTES: Final = 4096
 _SIZE: Final = struct.Struct("<I")
-_MAGICS_BYTES: Final = 8
+MAGICS_BYTES: Final = 8
 # criu/include/pagemap.h
 _PE_PARENT: Final = 1 << 0
 _PE_LAZY: Final = 1 << 1
@@ -39,7 +39,7 @@ def lazy_pagemap(pagemap: bytes, mm: bytes, eager_pages: frozenset[int]) -> byte
     """
     mappings = _lazy_mappings(mm)
     head, *entries = messages(pagemap)
-    made = [pagemap[:_MAGICS_BYTES], framed(head)]
+    made = [pagemap[:MAGICS_BYTES], framed(head)]
     for content in entries:
         entry = pagemap_pb2.pagemap_entry.FromString(content)
         if not entry.flags & _PE_PARENT:
@@ -88,7 +88,7 @@ def _split(start: int, end: int, mappings: list[Range], eager_pages: frozenset[i
 
 def messages(content: bytes) -> Iterator[bytes]:
     """The messages of an image. Raises ValueError if it is cut."""
-    position = _MAGICS_BYTES
+    position = MAGICS_BYTES
     while position < len(content):
         if position + _SIZE.size > len(content):
             raise ValueError("the image is cut")

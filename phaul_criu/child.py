@@ -143,18 +143,6 @@ class Child:
         """None while the child runs, then its exit status, or minus the number of the signal that killed it."""
         return self._popen.returncode
 
-    def has_ended(self) -> bool:
-        """Whether it has ended, or is about to, for it was killed: asked of the kernel, not of the event loop."""
-        if self._popen.poll() is not None:
-            return True
-        try:
-            fields = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        pending = [int(line.split()[1], 16) for line in fields if line.startswith(("SigPnd:", "ShdPnd:"))]
-        state = next(line.split()[1] for line in fields if line.startswith("State:"))
-        return state in "ZX" or any(mask >> (signal.SIGKILL - 1) & 1 for mask in pending)
-
     @property
     def stderr_tail(self) -> str:
         """The end of what the child wrote to its standard error, once it has ended."""

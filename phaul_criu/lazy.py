@@ -90,10 +90,10 @@ class LazyPages:
         if returncode != 0:
             raise self._failure()
 
-    async def check(self) -> None:
-        """Raises LazyPagesFailed if the child has failed already, or is about to."""
-        if self._child.has_ended():
-            await self.wait()
+    @property
+    def has_ended(self) -> bool:
+        """Whether the child has been reaped: its PID may be another process's by now."""
+        return self._child.returncode is not None
 
     async def aclose(self) -> None:
         """Kill the child if it still runs. On return it has been reaped."""

@@ -11,10 +11,9 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
-from phaul_criu.chains import framed, messages
+from phaul_criu.chains import MAGICS_BYTES, framed, messages
 from phaul_criu.rpc import fdinfo_pb2
 
-_MAGICS_BYTES: Final = 8
 _TIMERFD: Final = fdinfo_pb2.fd_types.Value("TIMERFD")
 
 
@@ -23,7 +22,7 @@ def rearm(files: bytes) -> bytes | None:
 
     Raises ValueError if the bytes are no such image.
     """
-    made, changed = [files[:_MAGICS_BYTES]], False
+    made, changed = [files[:MAGICS_BYTES]], False
     for content in messages(files):
         try:
             entry = fdinfo_pb2.file_entry.FromString(content)

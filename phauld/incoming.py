@@ -36,7 +36,7 @@ from phaul_criu.requests import RestoreOptions
 from phaul_criu.swrk import Notification, Swrk
 from phaul_criu.timers import rearm
 from phaul_criu.urgency import calm, in_a_hurry
-from phauld import convert, session, unattended
+from phauld import convert, session, shim, unattended
 from phauld.container_place import ContainerPlace
 from phauld.dataport import DataPort
 from phauld.fetching import Fetching
@@ -420,7 +420,7 @@ class Session:
             if self._fetching is not None:
                 self._fetching.check()
             elif self._lazy is not None:
-                await self._lazy.check()
+                await _check_lives(self._lazy)
         except CriuError as exc:
             self.failure = exc
             with contextlib.suppress(PhaseError):  # it came to an end meanwhile
@@ -647,7 +647,7 @@ class Session:
                 await self._guard.watch(self._lazy.pid, self.pid)
         except OSError as exc:
             if self._lazy is not None:
-                await self._lazy.check()
+                await _check_lives(self._lazy)
             raise LazyPagesFailed("lazy-pages", f"who fills the tree cannot be watched: {exc}") from exc
 
     async def _look_at_tree(self) -> None:
@@ -823,6 +823,12 @@ def _bytes_of(images: Path | None) -> int:
 def _is_there(path: Path) -> bool:
     """Also a link that leads nowhere: it is not ours to remove later."""
     return os.path.lexists(path)
+
+
+async def _check_lives(lazy: LazyPages) -> None:
+    """Raises `LazyPagesFailed` if it has failed already, or is about to: the event loop may not know yet."""
+    if lazy.has_ended or shim.is_dead(lazy.pid):
+        await lazy.wait()
 
 
 def _rearm_timers(images: Path) -> None:

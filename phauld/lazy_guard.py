@@ -93,7 +93,7 @@ def watch(lazy_pages: int, root: int) -> None:
 
 
 def main() -> None:
-    told = socket.socket(fileno=int(sys.argv[1]))
+    told = socket.socket(fileno=int(sys.argv[2]))
     words = told.recv(LINE_BYTES).split()
     if not words:
         return

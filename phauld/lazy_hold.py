@@ -7,14 +7,12 @@ import fcntl
 import os
 import socket
 import struct
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final, Self
 
-import phauld
 from phaul_client.tree import ended, is_alive
 from phaul_criu.child import Child, spawn
+from phauld.relays import bare_python
 
 WATCH_SECONDS: Final = 5.0
 PIDFD_GET_INFO: Final = 0xC040FF0B
@@ -23,8 +21,6 @@ PIDFD_INFO_BYTES: Final = 64
 EXIT_STATUS_AT: Final = 60
 REAPED_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.01
-_ROOT: Final = str(Path(phauld.__file__).parents[1])
-_PROGRAM: Final = "import sys; sys.path.insert(0, sys.argv.pop(1)); from phauld.lazy_guard import main; main()"
 _ANSWER_BYTES: Final = 256
 
 
@@ -42,7 +38,7 @@ class Guard:
         ours.setblocking(False)
         try:
             with theirs:
-                argv = [sys.executable, "-I", "-S", "-c", _PROGRAM, _ROOT, str(theirs.fileno())]
+                argv = [*bare_python("lazy_guard"), str(theirs.fileno())]
                 return cls(await spawn(argv, pass_fds=(theirs.fileno(),)), ours)
         except BaseException:
             ours.close()

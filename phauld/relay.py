@@ -60,7 +60,6 @@ class Relay:
         self.sent_bytes = 0
         self.pages = 0
         self.wire_bytes = 0
-        self.ended = False
 
     def start_criu(self, argv: list[str], keep: Sequence[int]) -> None:
         """Start it with these descriptors; its end of the page socket is then no longer ours."""
@@ -71,10 +70,6 @@ class Relay:
         for descriptor in keep:
             os.set_inheritable(descriptor, False)
         self.theirs.close()
-
-    def criu_ended(self, status: int) -> bool:
-        """Whether nothing is left to do."""
-        return True
 
     def status(self) -> dict[str, object]:
         return {
@@ -386,18 +381,14 @@ def write_exit(directory: str, status: int) -> None:
 def run(relay: Relay, listener: socket.socket) -> None:
     """Answer phauld until criu has ended."""
     while True:
-        waits_for_criu = relay.criu_pidfd >= 0 and not relay.ended
-        waited = [listener.fileno()] + ([relay.criu_pidfd] if waits_for_criu else [])
+        waited = [listener.fileno()] + ([relay.criu_pidfd] if relay.criu_pidfd >= 0 else [])
         readable, _, _ = select.select(waited, [], [])
         if listener.fileno() in readable:
             connection, _ = listener.accept()
             answer(relay, connection)
         if relay.criu_pidfd in readable:
             _, status = os.waitpid(relay.criu_pid, 0)
-            relay.ended = True
-            insist_exit(relay.directory, os.waitstatus_to_exitcode(status))
-            if relay.criu_ended(status):
-                return
+            return insist_exit(relay.directory, os.waitstatus_to_exitcode(status))
 
 
 def main() -> None:

@@ -186,11 +186,11 @@ class Run:
         self._afterwards(FULL_SECONDS, undo)
 
     async def _kill_lazy_pages(self) -> None:
-        kill_lazy_pages(self._bench.nodes["b"])
+        signal_lazy_pages(self._bench.nodes["b"])
 
     async def _kill_shim(self, name: str, mode: str) -> None:
         node, words = self._bench.nodes[name], f"shim.py {mode} "
-        kill_one(node, words)
+        signal_one(node, words)
         while any(words in line for _, line in processes(node)):  # noqa: ASYNC110 (it is phauld's child, or init's)
             await asyncio.sleep(0.005)
 
@@ -215,17 +215,18 @@ def _is_pipe(command_line: Path) -> bool:
     return False
 
 
-def kill_lazy_pages(node: Node) -> None:
-    """SIGKILL the `criu lazy-pages` of a node."""
-    kill_one(node, "lazy-pages -D", but_not="python")
+def signal_lazy_pages(node: Node, number: signal.Signals = signal.SIGKILL) -> int:
+    """To the `criu lazy-pages` of a node; its PID there."""
+    return signal_one(node, "lazy-pages -D", number, but_not="python")
 
 
-def kill_one(node: Node, words: str, *, but_not: str = "\0") -> None:
-    """SIGKILL the one process of a node whose command line has these words."""
+def signal_one(node: Node, words: str, number: signal.Signals = signal.SIGKILL, *, but_not: str = "\0") -> int:
+    """To the one process of a node whose command line has these words; its PID there."""
     (pid,) = [pid for pid, line in processes(node) if words in line and but_not not in line]
     process = os.open(node.root / f"proc/{pid}", os.O_DIRECTORY)  # the pid is the node's own; a descriptor finds it
-    signal.pidfd_send_signal(process, signal.SIGKILL)
+    signal.pidfd_send_signal(process, number)
     os.close(process)
+    return pid
 
 
 async def _answered(call: Awaitable[object]) -> None:

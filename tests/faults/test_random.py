@@ -18,7 +18,7 @@ from phaul.v1 import types_pb2
 from phaul.v1.types_pb2 import Options
 from tests.conftest import Report
 from tests.faults.bench import LEASE_SECONDS, Bench, Victim, bench
-from tests.faults.faults import kill_one
+from tests.faults.faults import signal_one
 from tests.faults.gates import Verdict
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(0)]
@@ -119,7 +119,7 @@ class Moves:
                         made.gates.kill_criu(f"{home}:dump" if "source" in fault else f"{other}:restore")
                 case "kill-destination-shim":
                     with contextlib.suppress(ValueError):  # it has not started yet
-                        kill_one(made.nodes[other], "shim.py restore ")
+                        signal_one(made.nodes[other], "shim.py restore ")
                 case "cut" | "stall":
                     link.cut() if fault == "cut" else link.stall()
                     self._undo.append(asyncio.create_task(self._mend(home, seconds)))

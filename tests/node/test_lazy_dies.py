@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.faults.faults import kill_lazy_pages
+from tests.faults.faults import signal_lazy_pages
 from tests.faults.gates import CriuGate, Gates
 from tests.inventory import processes
 from tests.node.checksummed import run_checksummed
@@ -30,7 +30,7 @@ async def test_killed_in_the_middle(nodes: Nodes, tmp_path: Path) -> None:
         await run_checksummed(a, MIB, done)
 
         async def kill() -> None:  # it runs, and nothing is filled yet but what somebody asked for
-            kill_lazy_pages(b)
+            signal_lazy_pages(b)
 
         gates.plan("b:restore:post-resume:notify", kill)
         migrating = await a.phaul("migrate", "victim", "--to", b.address, "--restore", "lazy", "--json", check=True)

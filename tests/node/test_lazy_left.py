@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,10 +14,10 @@ import pytest
 
 from phauld.lazy_hold import Left
 from phauld.shim import start_ticks
+from tests.faults.faults import signal_lazy_pages
 from tests.faults.gates import CriuGate, Gates
-from tests.inventory import processes
 from tests.node.checksummed import run_checksummed
-from tests.nodes import Node, Nodes
+from tests.nodes import Nodes
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
 
@@ -37,7 +36,7 @@ async def _filling(nodes: Nodes, directory: Path) -> AsyncIterator[Path]:
         await run_checksummed(a, MIB, done)
 
         async def stop() -> None:
-            pid = _signal_lazy_pages(b, signal.SIGSTOP)
+            pid = signal_lazy_pages(b, signal.SIGSTOP)
             async with asyncio.timeout(10):  # its guard, which traces it, has to let the signal through
                 while (b.root / f"proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "tT":  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
@@ -59,20 +58,12 @@ async def _filling(nodes: Nodes, directory: Path) -> AsyncIterator[Path]:
                 await asyncio.sleep(0.1)
 
 
-def _signal_lazy_pages(node: Node, number: signal.Signals) -> int:
-    (pid,) = [pid for pid, words in processes(node) if "lazy-pages -D" in words and "python" not in words]
-    process = os.open(node.root / f"proc/{pid}", os.O_DIRECTORY)  # the pid is the node's own; a descriptor finds it
-    signal.pidfd_send_signal(process, number)
-    os.close(process)
-    return pid
-
-
 async def test_it_dies(nodes: Nodes, tmp_path: Path) -> None:
     b = nodes.b
     async with _filling(nodes, tmp_path) as done:
         if not await _tells_how_it_ended():
             pytest.skip("this kernel does not tell how a process ended that is not a child (6.15)")
-        _signal_lazy_pages(b, signal.SIGKILL)
+        signal_lazy_pages(b, signal.SIGKILL)
         done.touch()
         async with asyncio.timeout(30):
             while "pages lost, the tree was killed" not in (b.directory / "phauld.log").read_text():  # noqa: ASYNC110
@@ -85,7 +76,7 @@ async def test_it_dies(nodes: Nodes, tmp_path: Path) -> None:
 async def test_it_goes_on(nodes: Nodes, tmp_path: Path) -> None:
     b = nodes.b
     async with _filling(nodes, tmp_path) as done:
-        _signal_lazy_pages(b, signal.SIGCONT)
+        signal_lazy_pages(b, signal.SIGCONT)
         done.touch()
         async with asyncio.timeout(30):
             while len(said := (await b.phaul("logs", "victim")).stdout.split()) < 2:  # noqa: ASYNC110 - over an RPC
