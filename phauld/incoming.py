@@ -55,7 +55,7 @@ from phauld.workloads import RestoreSlot, Workloads, WorkloadSpec
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
-RELEASE_SECONDS: Final = 60.0
+GUARD_SECONDS: Final = 5.0
 _WHY_ABORTED: Final = {
     Event.LEASE_EXPIRED: ("LEASE_EXPIRED", "the source was silent", "try again; a larger lease_seconds"),
     Event.RESTARTED: ("DAEMON_RESTARTED", "phauld was started anew at the destination before the commit", "try again"),
@@ -417,14 +417,26 @@ class Session:
         if self._phase is not Phase.PREPARED:
             return
         try:
-            if self._fetching is not None:
-                self._fetching.check()
-            elif self._lazy is not None:
-                await _check_lives(self._lazy)
+            await self._check_pages()
         except CriuError as exc:
             self.failure = exc
             with contextlib.suppress(PhaseError):  # it came to an end meanwhile
                 await self.fire(Event.TREE_LOST)
+
+    async def _check_pages(self) -> None:
+        """Raises `LazyPagesFailed` if who fills the tree has failed."""
+        if self._fetching is not None:
+            self._fetching.check()
+        elif self._lazy is not None:
+            await _check_lives(self._lazy)
+
+    async def _hold_if_pages_are_lost(self) -> None:
+        """Not to be let go: its guard kills it, and the criu that waits here, so that it never ran and resumes."""
+        try:
+            await self._check_pages()
+        except CriuError as exc:
+            logger.warning("pages lost before it ran migration_id=%s error=%s", self.incoming.migration_id, exc)
+            await asyncio.sleep(GUARD_SECONDS)
 
     def take_marks(self) -> list[tuple[str, float]]:
         """The steps since they were taken last, each named at its end, on the monotonic clock."""
@@ -632,6 +644,8 @@ class Session:
             await self._guard_pages()
             self._post(Event.TREE_HELD)
             await self._released
+        elif notification.name == "pre-resume":
+            await self._hold_if_pages_are_lost()
         elif notification.name == "post-resume":
             self._mark("criu lets it go")
             self._post(Event.TREE_RUNS)
