@@ -165,17 +165,7 @@ def _one_builder(cache: Path) -> Iterator[None]:
 
 def _need(programs: dict[str, str]) -> None:
     """Install what is missing, as root. Raises LabMissing."""
-    packages = [package for program, package in programs.items() if shutil.which(program, path=_PATH) is None]
-    if not packages:
-        return
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise LabMissing(f"missing: {', '.join(packages)} (sudo {' '.join(command)})")
-    sys.stderr.write(f"phaul lab: installing {', '.join(packages)} with apt\n")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    installed = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if installed.returncode != 0:
-        subprocess.run(["apt-get", "update"], capture_output=True)
-        installed = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if installed.returncode != 0:
-        raise LabMissing(f"apt could not install {', '.join(packages)}: {installed.stderr.strip()[-300:]}")
+    words = [ROOT / "scripts/need", " ".join(programs), *programs.values()]
+    needed = subprocess.run(words, stderr=subprocess.PIPE, text=True)
+    if needed.returncode != 0:
+        raise LabMissing(next(line for line in needed.stderr.splitlines() if "error: " in line))
