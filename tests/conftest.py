@@ -44,7 +44,7 @@ MISSING: Final[dict[str, Callable[[], str | None]]] = {"criu": criu_missing}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--json`, `--quick`, `--all`, `--dir` and `--minutes`."""
-    parser.addoption("--all", action="store_true", help="faults: each point; workloads: each mode")
+    parser.addoption("--all", action="store_true", help="faults: each point; workloads: each mode; packages: each")
     parser.addoption("--dir", metavar="DIR", help="zdtm: a directory of built zdtm tests to move")
     parser.addoption("--json", metavar="FILE", help="write what the tests measured to FILE")
     parser.addoption("--minutes", type=float, default=0.0, help="fuzz: so long, with new examples each time")
@@ -56,6 +56,15 @@ def pytest_configure(config: pytest.Config) -> None:
     global _config
     config.stash[REPORT] = {}
     _config = config
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without `--all`, or a test that was asked for, none of those that are seldom run."""
+    if config.getoption("--all") or config.getoption("-k") or any("::" in argument for argument in config.args):
+        return
+    left = [item for item in items if item.get_closest_marker("seldom")]
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=left)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -62,7 +62,7 @@ class Phauld:
         }
         file = node.directory / "phauld.toml"
         file.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in settings.items()))
-        process = await node.start([BINARY, "--config", file])
+        process = await node.start([node.programs / BINARY.name, "--config", file])
         try:
             await self._until_serving(process)
         except BaseException:

@@ -127,6 +127,7 @@ class Node:
         self.pid = pid
         self.address = ADDRESSES.get(name, "")  #: on the link between the nodes
         self.lan_address = LAN_ADDRESSES[name]  #: on the client's network
+        self.programs = PROGRAMS  #: where its phaul and phauld are
         self.daemon = Phauld(self)
         self._init = init
         self._entered: list[asyncio.subprocess.Process] = []
@@ -199,7 +200,7 @@ class Node:
         self, *arguments: str | Path, check: bool = False, timeout_seconds: float = RUN_SECONDS
     ) -> Completed:
         """Run the `phaul` command here."""
-        return await self.run([PROGRAMS / "phaul", *arguments], check=check, timeout_seconds=timeout_seconds)
+        return await self.run([self.programs / "phaul", *arguments], check=check, timeout_seconds=timeout_seconds)
 
     async def start_phauld(self, **config: object) -> Process:
         """Start phauld with these settings over the node's own, and wait until it serves."""

@@ -11,15 +11,6 @@ from tests.containers.containers import cgroups_swept, missing, prepare
 from tests.nodes import Nodes, two_nodes
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without `--all`, or a test that was asked for, each kind of death at one point only."""
-    if config.getoption("--all") or config.getoption("-k") or any("::" in argument for argument in config.args):
-        return
-    left = [item for item in items if item.get_closest_marker("seldom")]
-    items[:] = [item for item in items if item not in left]
-    config.hook.pytest_deselected(items=left)
-
-
 @pytest.fixture(scope="session")
 def runtimes() -> None:
     """Skip if there is no runtime here, and none can be had."""
