@@ -165,7 +165,7 @@ def _one_builder(cache: Path) -> Iterator[None]:
 
 def _need(programs: dict[str, str]) -> None:
     """Install what is missing, as root. Raises LabMissing."""
-    words = [ROOT / "scripts/need", " ".join(programs), *programs.values()]
+    words = [str(ROOT / "scripts/need"), " ".join(programs), *programs.values()]
     needed = subprocess.run(words, stderr=subprocess.PIPE, text=True)
     if needed.returncode != 0:
         raise LabMissing(next(line for line in needed.stderr.splitlines() if "error: " in line))
