@@ -33,6 +33,7 @@ from collections.abc import Callable, Sequence
 
 from phaul_client import relay_frames as frames
 from phaul_client.errors import RemoteProtocolError
+from phaul_client.relay_courtesy import GAP_SECONDS, Courtesy
 from phaul_client.relay_frames import AnswerHead, Command, Flag, FrameReader, Question, Questions
 from phauld.relay_links import CHUNK_BYTES, Connection, Link, connect, receive_exactly
 
@@ -222,6 +223,7 @@ class Fetch(Relay):
         super().__init__(directory)
         self._questions = Questions()
         self._lock = threading.Lock()
+        self._courtesy = Courtesy()
         self._asking: Connection | None = None  # the link on which everything open has been asked
 
     def command(self, message: dict[str, object], descriptors: list[int]) -> dict[str, object]:
@@ -258,7 +260,10 @@ class Fetch(Relay):
         with contextlib.suppress(OSError, EOFError):
             while True:
                 message = receive_exactly(self.ours, frames.CRIU_BYTES)
-                if frames.decode_criu(message).command == Command.GET:
+                asked = frames.decode_criu(message)
+                if asked.command == Command.GET:
+                    if self._courtesy.gives_way(asked.pages, time.monotonic()):
+                        select.select([self.ours], [], [], GAP_SECONDS)
                     self.ask(message)
                 else:
                     self.ours.sendall(struct.pack("<i", 0))

@@ -48,6 +48,7 @@ PURE: Final = frozenset(
         "phaul_client.pipe_choice",
         "phaul_client.policy",
         "phaul_client.preflight.checks",
+        "phaul_client.relay_courtesy",
         "phaul_client.relay_frames",
         "phaul_client.rounds",
         "phaul_client.stream",
