@@ -804,6 +804,8 @@ class Outgoing:
                 await self._client.migrate()
         finally:
             progress.cancel()
+            with contextlib.suppress(OSError):  # what was sent since the last look
+                self.record.wire_bytes = bytes_acked(remote.wire_socket) + self._lazy_bytes
         if choice.restore_mode is RestoreMode.LAZY and local.pause_seconds is not None and local.dump_stats is not None:
             node_id = self.record.destination.node_id
             self._costs.learn(node_id, local.pause_seconds, local.dump_stats, local.image_bytes)

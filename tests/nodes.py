@@ -38,7 +38,7 @@ RUN_SECONDS: Final = 60.0
 MAIN_LINK: Final = "node0"  #: to the other node
 LAN_LINK: Final = "lan0"  #: to the bridge at the client
 
-_NAMESPACES: Final = ("--pid", "--mount", "--net", "--uts", "--ipc")
+NAMESPACES: Final = ("--pid", "--mount", "--net", "--uts", "--ipc")
 ADDRESSES: Final = {"a": "10.77.1.1", "b": "10.77.1.2"}
 LAN_ADDRESSES: Final = {"client": "10.77.2.1", "a": "10.77.2.11", "b": "10.77.2.12"}
 _HOSTS: Final = "".join(f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **ADDRESSES}.items())
@@ -253,7 +253,7 @@ class Node:
                 await entered.wait()
 
     def _enter(self, argv: Sequence[str]) -> list[str]:
-        return ["nsenter", "--target", str(self.pid), *_NAMESPACES, "--", *argv]
+        return ["nsenter", "--target", str(self.pid), *NAMESPACES, "--", *argv]
 
 
 class Nodes(NamedTuple):
@@ -284,7 +284,7 @@ async def _node(name: str, directory: Path) -> AsyncIterator[Node]:
             "--mount-proc",
             "--propagation",
             "private",
-            *_NAMESPACES,
+            *NAMESPACES,
             "bash",
             "-c",
             _INIT,

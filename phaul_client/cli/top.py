@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 from google.protobuf.duration_pb2 import Duration
 
 from phaul.v1 import migrations_pb2, node_pb2, types_pb2
 from phaul.v1.migrations_pb2 import Migration
-from phaul_client.cli import parameters, render
+from phaul_client.cli import columns, parameters, render
 from phaul_client.cli.connection import CALL_SECONDS, Daemon, persistently
 from phaul_client.cli.json_output import migration_json, to_line
 from phaul_client.cli.outcomes import Outcome, outcome_of
@@ -21,10 +22,14 @@ from phaul_client.cli.units import format_bytes, format_rate
 from phaul_client.cli.visible import visible
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table
 
 SHOWN: Final = 100
 ENDED_SHOWN: Final = 10
+BAR_WIDTH: Final = 16
+FRAME_LINES: Final = 6  #: of the screen, that are no migrations
+_NUMBERS: Final = ("SENT", "RATE", "ROUNDS", "PAUSE", "TIME")
 _STYLES: Final = {Outcome.MOVED: "green", Outcome.FAILED: "bold red", Outcome.IN_DOUBT: "bold red"}
 
 
@@ -97,52 +102,91 @@ async def _screen(daemon: Daemon, interval: float, node: types_pb2.NodeInfo, mig
         nonlocal away
         away = text
 
-    with Live(picture(node, migrations, away), screen=True, auto_refresh=False) as live:
+    with Live(Picture(node, migrations, away), screen=True, auto_refresh=False) as live:
         while True:
             looking = asyncio.create_task(persistently(lambda: look(daemon), note))
             while not (await asyncio.wait([looking], timeout=interval))[0]:
-                live.update(picture(node, migrations, away), refresh=True)
+                live.update(Picture(node, migrations, away), refresh=True)
             (node, migrations), away = looking.result(), ""
-            live.update(picture(node, migrations, away), refresh=True)
+            live.update(Picture(node, migrations, away), refresh=True)
             await asyncio.sleep(interval)
 
 
-def picture(node: types_pb2.NodeInfo, migrations: list[Migration], away: str) -> RenderableType:
-    """The whole screen."""
-    from rich.console import Group
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The whole screen, in whatever size the terminal has when it is drawn."""
+
+    node: types_pb2.NodeInfo
+    migrations: list[Migration]
+    away: str = ""  #: why the daemon does not answer
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        yield Text(visible(heading(self.node, self.migrations)), style="bold")
+        if self.away:
+            yield Text(visible(self.away), style="bold red")
+        yield Text("")
+        if not self.migrations:
+            yield Text("nothing has left this node yet", style="dim")
+            return
+        room = max((options.height or console.height) - FRAME_LINES, 1)
+        yield _table(self.migrations[:room], options.max_width)
+        if len(self.migrations) > room:
+            yield Text(f"and {len(self.migrations) - room} more", style="dim")
+
+
+def _table(migrations: list[Migration], available: int) -> Table:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, expand=True, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title, right in (("ID", 0), ("WHAT", 0), ("TO", 0), ("PHASE", 0), ("MODE", 0), ("PROGRESS", 0)):
-        made.add_column(title, justify="right" if right else "left", no_wrap=True)
-    for title in ("SENT", "RATE", "ROUNDS", "PAUSE", "TIME"):
-        made.add_column(title, justify="right", no_wrap=True)
     ids = render.short_ids([each.migration_id for each in migrations])
-    for short_id, each in zip(ids, migrations, strict=True):
-        outcome = outcome_of(each)
+    rows = [_row(short_id, each) for short_id, each in zip(ids, migrations, strict=True)]
+    natural = {title: max(len(title), *(len(row[title]) for row in rows)) for title in rows[0]}
+    widths = columns.fit(natural | {"PROGRESS": BAR_WIDTH}, available)
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, columns.GAP, 0, 0))
+    for title, width in widths.items():
+        justify: Literal["left", "right"] = "right" if title in _NUMBERS else "left"
+        made.add_column(title, justify=justify, no_wrap=True, width=width)
+    for row, each in zip(rows, migrations, strict=True):
         over = each.HasField("finished_at")
+        outcome = outcome_of(each)
         total = max(each.bytes_total, 1)
-        bar = Text("") if over else ProgressBar(total=total, completed=min(each.bytes_sent, total), width=16)
-        phase = "in doubt" if each.in_doubt else str(outcome) if over and outcome else render.phase_word(each)
-        made.add_row(
-            Text(short_id, style="dim"),
-            Text(render.shorten(render.subject(each), 24)),
-            Text(render.shorten(render.destination(each), 20)),
-            Text(phase, style=_STYLES.get(outcome, "yellow") if outcome else "cyan"),
-            render.mode_word(each.mode),
-            bar,
-            format_bytes(each.bytes_sent),
-            format_rate(each.rate_bytes_per_second) if each.rate_bytes_per_second and not over else "-",
-            str(len(each.rounds) or "-"),
-            _pause(each),
-            render.duration(each.total) if each.HasField("total") else "-",
-            style="dim" if over else "",
+        bar = ProgressBar(
+            total=total, completed=min(each.bytes_sent, total), complete_style="cyan", finished_style="green"
         )
-    body: RenderableType = made if migrations else Text("nothing has left this node yet", style="dim")
-    told = [Text(visible(away), style="bold red")] if away else []
-    return Group(Text(visible(heading(node, migrations)), style="bold"), *told, Text(""), body)
+        cells: dict[str, RenderableType] = {title: Text(render.shorten(row[title], widths[title])) for title in widths}
+        if "PROGRESS" in cells and not over:
+            cells["PROGRESS"] = bar
+        if "PHASE" in cells:
+            cells["PHASE"] = Text(row["PHASE"], style=_STYLES.get(outcome, "yellow") if outcome else "cyan")
+        made.add_row(*cells.values(), style="dim" if over else "")
+    return made
+
+
+def _row(short_id: str, migration: Migration) -> dict[str, str]:
+    """Each column's text; the bar of PROGRESS has none."""
+    outcome = outcome_of(migration)
+    over = migration.HasField("finished_at")
+    rate = migration.rate_bytes_per_second
+    return {
+        "ID": short_id,
+        "WHAT": render.subject(migration),
+        "TO": render.destination(migration),
+        "PHASE": "in doubt"
+        if migration.in_doubt
+        else str(outcome)
+        if over and outcome
+        else render.phase_word(migration),
+        "MODE": render.mode_word(migration.mode),
+        "PROGRESS": "",
+        "SENT": format_bytes(migration.bytes_sent),
+        "RATE": format_rate(rate) if rate and not over else "-",
+        "ROUNDS": str(len(migration.rounds) or "-"),
+        "PAUSE": _pause(migration),
+        "TIME": render.duration(migration.total) if migration.HasField("total") else "-",
+    }
 
 
 def _pause(migration: Migration) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import signal
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from phaul.v1 import migrations_pb2, migrations_pb2_grpc, types_pb2
+from tests.browser import browser, browser_missing
+from tests.node.test_daemons import Victim
 from tests.nodes import Node, Nodes, until
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
@@ -31,7 +34,6 @@ print(answer.status, dict(answer.headers))
 sys.stdout.flush()
 sys.stdout.buffer.write(answer.read())
 """
-BROWSER: Final = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 async def fetch(node: Node, path: str, *headers: str) -> tuple[int, str, str]:
@@ -128,15 +130,61 @@ async def test_health_says_so_while_phauld_stops(daemons: Nodes) -> None:
     assert await daemons.a.daemon.process.wait() == 0
 
 
-@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed (apt-get install chromium)")
-async def test_a_browser_shows_what_has_moved(nodes: Nodes, tmp_path: Path) -> None:
-    await moved(nodes)
-    state = json.loads((await fetch(nodes.a, "/api/state"))[2])
-    url = f"http://{HTTP}/#{state['migrations'][0]['migration_id']}"
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    assert BROWSER is not None
-    done = await nodes.a.run([BROWSER, *flags, "--virtual-time-budget=3000", "--dump-dom", url])
-    assert "clock" in done.stdout
-    assert 'class="ok"' in done.stdout
-    assert "freeze and dump" in done.stdout, "the timeline is not there"
-    assert "Refused to" not in done.stderr, "the page breaks its own policy"
+FITS: Final = "document.documentElement.scrollWidth <= innerWidth"
+LONG_NAME: Final = "a-workload-with-quite-a-long-name-of-its-own"
+MANY: Final = 50
+
+
+async def refuse_many(node: Node, name: str, destination: str, number: int) -> None:
+    """So many migrations that are refused: none of them has that little time."""
+    async with node.daemon.channel() as channel:
+        stub = migrations_pb2_grpc.MigrationsStub(channel)
+        for each in range(number):
+            request = migrations_pb2.StartMigrationRequest(
+                migration_id=f"refused-{each}",
+                workload=name,
+                destination=destination,
+                options=types_pb2.Options(deadline=duration_pb2.Duration(nanos=1_000_000)),
+            )
+            started = (await stub.StartMigration(request)).migration
+            watched = migrations_pb2.WatchMigrationRequest(migration_id=started.migration_id)
+            async for _ in stub.WatchMigration(watched):
+                pass  # until it is over
+
+
+async def test_a_browser_shows_what_moves_and_what_has_moved(nodes: Nodes, tmp_path: Path) -> None:
+    """In a window of every width, bright and dark, with nothing, one and many migrations to show."""
+    if reason := browser_missing():
+        pytest.skip(reason)
+    for node in (nodes.a, nodes.b):
+        await node.start_phauld(http_listen=HTTP)
+    async with browser(nodes.a, tmp_path) as page:
+        await page.open(f"http://{HTTP}/", width=400, height=700)
+        await page.until("document.body.innerText.includes('Nothing has left this node yet')")
+        await Victim.start(nodes.a, tmp_path, LONG_NAME, 64)
+        await nodes.a.limit_bandwidth(16 << 20)
+        await nodes.a.phaul("migrate", LONG_NAME, "--to", nodes.b.address, "--detach", check=True)
+        await page.until("document.querySelector('.card progress')?.value > 0")
+        assert LONG_NAME in await page.value("document.querySelector('.card').textContent")
+        assert await page.value(FITS)
+        async with browser(nodes.b, tmp_path / "b") as there:
+            await there.open(f"http://{HTTP}/", width=400, height=700)
+            await there.until("document.querySelector('#incoming td')")
+            assert await there.value(FITS)
+        await nodes.a.limit_bandwidth(None)
+        await page.until("document.querySelector('#finished .ok')")
+        await nodes.a.phaul("run", "--name", "clock", "--", "sleep", "1000", check=True)
+        await refuse_many(nodes.a, "clock", nodes.b.address, MANY)
+        await page.until(f"document.querySelectorAll('#finished tr').length == {MANY + 1}")
+        await page.value("[...document.querySelectorAll('#finished tr')].at(-1).click()")
+        await page.until("document.querySelector('#detail svg rect')")
+        steps = await page.value("document.querySelector('#detail').textContent")
+        assert "freeze and dump" in steps
+        assert await page.value("document.querySelector('.chosen').nextSibling.id") == "detail"
+        for width, dark in ((400, False), (1100, True)):
+            await page.open(await page.value("location.href"), width=width, height=700, dark=dark)
+            await page.until("document.querySelector('#detail svg rect')")
+            assert await page.value(FITS), width
+            background = await page.value("getComputedStyle(document.body).backgroundColor")
+            assert (background == "rgb(15, 20, 27)") == dark
+        assert page.problems == []

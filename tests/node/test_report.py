@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Final
 
 import pytest
 
+from tests.browser import browser, browser_missing
 from tests.nodes import two_nodes
 
 pytestmark = pytest.mark.criu
-
-BROWSER: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-BROWSER_SECONDS: Final = 60
 
 
 async def test_report_of_a_move(tmp_path: Path) -> None:
@@ -38,25 +32,15 @@ async def test_report_of_a_move(tmp_path: Path) -> None:
     assert steps[0] == "freeze and dump"
     assert {each["node_name"] for each in as_json["timeline"]} == {"a", "b"}
     assert all(name in shown.stdout for name in steps)
+    assert as_json["wire_bytes"] >= as_json["rounds"][-1]["bytes_sent"], "counted to the end, however short it was"
     assert as_json["images_place"].startswith(("in memory", "on disk"))
     assert as_json["images_place"] in shown.stdout
     assert page.read_text().count("<rect") == len(steps)
-    if BROWSER is None:
-        pytest.skip("the page was not drawn: no chromium here")
-    drawn = _draw(BROWSER, page, tmp_path / "drawn.png")
-    assert len(re.findall("<rect", drawn)) == len(steps)
-
-
-def _draw(browser: str, page: Path, picture: Path) -> str:
-    """The document as the browser understood it; the picture is beside it."""
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent}/profile"]
-    for option in (f"--screenshot={picture}", "--dump-dom"):
-        done = subprocess.run(
-            [*command, option, "--window-size=1000,1100", page.as_uri()],
-            capture_output=True,
-            text=True,
-            timeout=BROWSER_SECONDS,
-        )
-        assert done.returncode == 0, done.stderr
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    return done.stdout
+    if reason := browser_missing():
+        pytest.skip(f"the page was not drawn: {reason}")
+    async with two_nodes(tmp_path / "browser") as (a, _, _), browser(a, tmp_path) as drawn:
+        for width in (1000, 400):
+            await drawn.open(page.as_uri(), width=width, height=800)
+            assert await drawn.value("document.querySelectorAll('rect').length") == len(steps)
+            assert await drawn.value("document.documentElement.scrollWidth <= innerWidth")
+        assert drawn.problems == []

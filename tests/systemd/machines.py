@@ -32,6 +32,7 @@ PACKAGE: Final = ROOT / "scripts" / "package"
 SHARED: Final = Path("/shared")
 VICTIM: Final = SHARED / "heartbeat.py"
 ADDRESSES: Final = {"a": "10.78.1.1", "b": "10.78.1.2"}
+LINK: Final = "node0"
 NEWER: Final = "0.1.1~test"
 BOOT_SECONDS: Final = 60.0
 WAIT_SECONDS: Final = 30.0
@@ -174,6 +175,25 @@ class Machine:
         """Start a heart that beats."""
         self.run("phaul", "run", "--name", name, "--", "/usr/bin/python3", VICTIM, SHARED / name, *arguments)
 
+    @contextlib.contextmanager
+    def slow_link(self, mib_per_second: int) -> Iterator[None]:
+        """Within the block, no more than this goes out to the other machine."""
+        shape = ["tbf", "rate", f"{mib_per_second << 20}bps", "burst", "1m", "latency", "50ms"]
+        self.run("tc", "qdisc", "add", "dev", LINK, "root", *shape)
+        try:
+            yield
+        finally:
+            self.run("tc", "qdisc", "delete", "dev", LINK, "root")
+
+    def until_phase(self, phase: str, name: str) -> None:
+        """Wait for the migration of this workload from here to be in a phase."""
+
+        def is_there() -> bool:
+            found = self.json("top", "--once")["migrations"]
+            return any(each["workload"] == name and each["phase"] == phase for each in found)
+
+        until(is_there, f"{name} of {self.name} is {phase}")
+
     def end(self) -> None:
         """Kill it with everything in it."""
         with contextlib.suppress(ProcessLookupError):
@@ -201,11 +221,11 @@ def _boot(name: str, shared: Path) -> Machine:
 
 
 def _connect(a: Machine, b: Machine) -> None:
-    link = f"link add node0 type veth peer name node0 netns {b.pid}"
+    link = f"link add {LINK} type veth peer name {LINK} netns {b.pid}"
     subprocess.run(["nsenter", "--target", str(a.pid), "--net", "ip", *link.split()], check=True)
     for machine in (a, b):
-        machine.run("ip", "address", "add", f"{machine.address}/24", "dev", "node0")
-        machine.run("ip", "link", "set", "node0", "up")
+        machine.run("ip", "address", "add", f"{machine.address}/24", "dev", LINK)
+        machine.run("ip", "link", "set", LINK, "up")
 
 
 @contextlib.contextmanager

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +16,8 @@ from tests.victims.heartbeat import Beats, read_beats
 pytestmark = pytest.mark.timeout(300)
 
 TREES: Final = 20
+QUIET_SECONDS: Final = 1.0
+SLOW_MIB: Final = 8  #: a second on the link: 64 MiB take 8 s
 Pair = tuple[Machine, Machine]
 
 
@@ -79,32 +79,33 @@ def test_a_restart_touches_none_of_twenty_restored_trees(machines: Pair, json_re
         move(a, b, name)
     assert set(names) <= set(b.running())
     pids, phauld = b.running(), b.main_pid
-    longest = watch_gaps(b, names, lambda: b.run("systemctl", "restart", "phauld"))
+    forget_gaps(b, names)
+    time.sleep(QUIET_SECONDS)  # to compare with: what the machine does to them anyway
+    quiet_ms = longest_gap_ms(b, names)
+    forget_gaps(b, names)
+    b.run("systemctl", "restart", "phauld")
     b.until_serving(not_pid=phauld)
+    restart_ms = longest_gap_ms(b, names)
     assert {name: b.running().get(name) for name in names} == {name: pids[name] for name in names}
     assert_beats(b, *names)
-    json_report["systemd_restart"] = {"trees": TREES, "interval_ms": 10, "longest_gap_ms": round(longest, 1)}
+    figures = {"longest_gap_ms": restart_ms, "longest_gap_without_restart_ms": quiet_ms}
+    json_report["systemd_restart"] = {"trees": TREES, "interval_ms": 10, **figures}
 
 
-def watch_gaps(machine: Machine, names: list[str], act: Callable[[], object]) -> float:
-    """The longest time, in milliseconds, between two beats of any tree while `act` is done."""
-    end, longest = None, 0.0
-    last: dict[str, Beats] = {name: beats(machine, name) for name in names}
-    actor = threading.Thread(target=act)
-    actor.start()
-    while end is None or time.monotonic() < end:
-        for name in names:
-            now = beats(machine, name)
-            if now.count == last[name].count + 1:  # both were seen: their times are the heart's own
-                longest = max(longest, (now.at_ns - last[name].at_ns) / 1e6)
-            elif now.count > last[name].count + 1:
-                longest = max(longest, (now.at_ns - last[name].at_ns) / 1e6 / (now.count - last[name].count))
-            if now.count:
-                last[name] = now
-        if end is None and not actor.is_alive():
-            end = time.monotonic() + 0.5
-    actor.join()
-    return longest
+def forget_gaps(machine: Machine, names: list[str]) -> None:
+    """From now on the hearts measure their longest gap anew."""
+    before = {name: beats(machine, name).longest_gap_ns for name in names}
+
+    def have_forgotten() -> bool:
+        machine.run("pkill", "-USR2", "-f", "--", "^/usr/bin/python3 .*shared/tree")
+        return all(beats(machine, name).longest_gap_ns < before[name] for name in names)
+
+    until(have_forgotten, "the hearts forget their gaps")
+
+
+def longest_gap_ms(machine: Machine, names: list[str]) -> float:
+    """The longest time between two beats of any of them, by their own clocks."""
+    return round(max(beats(machine, name).longest_gap_ns for name in names) / 1e6, 1)
 
 
 def test_a_phauld_killed_with_9_comes_back_and_its_trees_never_knew(machines: Pair) -> None:
@@ -122,36 +123,38 @@ def test_a_phauld_killed_with_9_comes_back_and_its_trees_never_knew(machines: Pa
     assert_beats(a, "killed")
 
 
-def assert_one_copy_beats(machines: Pair, name: str) -> None:
-    a, b = machines
-    until(lambda: (name in a.running()) != (name in b.running()), "exactly one copy")
-    assert_beats(a if name in a.running() else b, name)
-
-
 @pytest.mark.parametrize("end", ["a", "b"])
-def test_a_phauld_killed_in_a_migration_leaves_one_tree(machines: Pair, end: str) -> None:
+def test_a_phauld_killed_in_the_freeze_leaves_the_tree_at_its_source(machines: Pair, end: str) -> None:
     a, b = machines
     dying = a if end == "a" else b
-    a.start_workload("midway", "--mib", "128")
+    a.start_workload("midway", "--mib", "64")
     phauld = dying.main_pid
-    migration = a.start("phaul", "migrate", "midway", "--to", b.address)
-    time.sleep(0.3)  # wherever it is then
-    dying.run("kill", "-9", str(phauld), check=False)
-    migration.communicate(timeout=60)
-    dying.until_serving(not_pid=phauld)
-    assert_one_copy_beats(machines, "midway")
+    with a.slow_link(SLOW_MIB):
+        migration = a.start("phaul", "migrate", "midway", "--to", b.address)
+        a.until_phase("freezing", "midway")
+        dying.run("kill", "-9", str(phauld))
+        migration.communicate(timeout=60)
+        dying.until_serving(not_pid=phauld)
+    until(lambda: "midway" not in b.running(), "no copy at the destination")
+    assert_beats(a, "midway")
+    move(a, b, "midway")
+    assert_beats(b, "midway")
 
 
-def test_a_restart_during_a_migration_leaves_one_tree(machines: Pair) -> None:
+def test_a_restart_in_the_freeze_rolls_back(machines: Pair) -> None:
     a, b = machines
-    a.start_workload("restarted", "--mib", "128")
+    a.start_workload("restarted", "--mib", "64")
     phauld = a.main_pid
-    migration = a.start("phaul", "migrate", "restarted", "--to", b.address)
-    time.sleep(0.2)
-    a.run("systemctl", "restart", "phauld")
-    migration.communicate(timeout=60)
-    a.until_serving(not_pid=phauld)
-    assert_one_copy_beats(machines, "restarted")
+    with a.slow_link(SLOW_MIB):
+        migration = a.start("phaul", "migrate", "restarted", "--to", b.address)
+        a.until_phase("freezing", "restarted")
+        a.run("systemctl", "restart", "phauld")
+        migration.communicate(timeout=60)
+        a.until_serving(not_pid=phauld)
+    until(lambda: "restarted" not in b.running(), "no copy at the destination")
+    assert_beats(a, "restarted")
+    move(a, b, "restarted")
+    assert_beats(b, "restarted")
 
 
 def test_a_phauld_that_hangs_is_replaced_by_the_watchdog(machines: Pair) -> None:

@@ -10,7 +10,7 @@ from phaul.v1 import types_pb2
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli import render
 from phaul_client.cli.live import drawing
-from phaul_client.cli.top import picture
+from phaul_client.cli.top import Picture
 from phaul_client.cli.visible import visible
 
 ESCAPE = "\x1b]0;owned\x07[/bold]\x9b2J\u202e"
@@ -31,7 +31,7 @@ def test_screens() -> None:
     """On a terminal that shows no styles, no control character is left, and what looks like markup is text."""
     node = types_pb2.NodeInfo(node_name=ESCAPE, version=ESCAPE)
     moving = Migration(migration_id="1234", workload=ESCAPE, status_text=ESCAPE, destination_address=ESCAPE)
-    for shown in (drawing(moving), picture(node, [moving], ESCAPE)):
+    for shown in (drawing(moving), Picture(node, [moving], ESCAPE)):
         console = Console(force_terminal=False, no_color=True, width=400)
         with console.capture() as capture:
             console.print(shown)

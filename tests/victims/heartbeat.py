@@ -2,9 +2,9 @@
 
     heartbeat.py FILE [--mib N] [--dirty MIB_PER_SECOND] [--hot-mib N] [--listen PORT] [--interval SECONDS]
 
-FILE holds the last `Beats`. SIGUSR1 makes it check all its memory. A client that connects to PORT gets the number of
-beats, once for each line that it sends. `--hot-mib` is the part of the memory that is written to, a quarter of it if
-not given; it is written page by page in turn. Needs nothing but the standard library.
+FILE holds the last `Beats`. SIGUSR1 makes it check all its memory, SIGUSR2 forget the longest gap so far. A client that
+connects to PORT gets the number of beats, once for each line that it sends. `--hot-mib` is the part of the memory that
+is written to, a quarter of it if not given; it is written page by page in turn. Needs nothing but the standard library.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class Beats:
 
     count: int = 0
     at_ns: int = 0
-    longest_gap_ns: int = 0  #: between two beats, since the start
+    longest_gap_ns: int = 0  #: between two beats, since the start or the last SIGUSR2
     checks: int = 0  #: of all memory
     failures: int = 0  #: of these
     dirtied_pages: int = 0
@@ -137,6 +137,7 @@ def main() -> None:
     memory, answers, beats = Memory(arguments.mib, hot_mib), Answers(arguments.listen), Beats()
     wanted: list[int] = []
     signal.signal(signal.SIGUSR1, lambda *_: wanted.append(1))
+    signal.signal(signal.SIGUSR2, lambda *_: setattr(beats, "longest_gap_ns", 0))
     fd = os.open(arguments.file, os.O_RDWR | os.O_CREAT, 0o644)
     started = time.monotonic()
     while True:
