@@ -120,11 +120,11 @@ class Switchable:
     """Another policy, until somebody asks for post-copy."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self.policy = policy
         self.is_asked = False
 
     def decide(self, history: History, limits: Limits) -> Verdict:
-        return SwitchToPostcopy(FinishReason.ASKED) if self.is_asked else self._policy.decide(history, limits)
+        return SwitchToPostcopy(FinishReason.ASKED) if self.is_asked else self.policy.decide(history, limits)
 
 
 class PostCopyPolicy:

@@ -6,7 +6,8 @@ question can be asked again at any time: the tree is frozen and its criu gives t
 way has to be kept: after a cut the destination asks again, for what is missing of the answer that was cut in its
 middle (`skip_bytes`) and for those behind it. No byte is delivered twice, none is left out.
 
-On the wire: a head (`HEAD_BYTES`, big-endian), then `size_bytes` of content. A question's content is criu's 32 bytes.
+On the wire: a head (`HEAD_BYTES`, big-endian), then `size_bytes` of content. A question's content is criu's 32 bytes,
+also where criu itself, before 4.2, has 24 (`to_criu`, `from_criu`).
 An answer comes in one or more pieces, in order; the last is marked.
 """
 
@@ -25,6 +26,8 @@ PAGE_BYTES: Final = 4096
 CRIU_MESSAGE: Final = struct.Struct("<I4xQQQ")
 """criu's struct page_server_iov: command with flags above bit 16, pages, address, image."""
 CRIU_BYTES: Final = CRIU_MESSAGE.size
+NARROW_MESSAGE: Final = struct.Struct("<IIQQ")
+"""The same up to criu 4.1."""
 MAX_ANSWER_BYTES: Final = CRIU_BYTES + (64 << 20)
 _COMMAND_MASK: Final = 0xFFFF
 _HEAD: Final = struct.Struct(">BBHIQIII")
@@ -78,6 +81,25 @@ def decode_criu(data: bytes) -> CriuMessage:
         raise RemoteProtocolError(_PEER, f"a message of criu's has {CRIU_BYTES} bytes, not {len(data)}")
     command, pages, address, image = CRIU_MESSAGE.unpack(data)
     return CriuMessage(command & _COMMAND_MASK, pages, address, image)
+
+
+def from_criu(data: bytes) -> bytes:
+    """A message of either form as the relays have it. Raises `RemoteProtocolError`."""
+    if len(data) == NARROW_MESSAGE.size:
+        return CRIU_MESSAGE.pack(*NARROW_MESSAGE.unpack(data))
+    decode_criu(data)
+    return data
+
+
+def to_criu(message: bytes, size_bytes: int) -> bytes:
+    """A message for a criu whose messages have that size. Raises `RemoteProtocolError`."""
+    decode_criu(message)
+    if size_bytes == CRIU_BYTES:
+        return message
+    try:
+        return NARROW_MESSAGE.pack(*CRIU_MESSAGE.unpack(message))
+    except struct.error as exc:
+        raise RemoteProtocolError(_PEER, "more pages than this criu can count") from exc
 
 
 def answer_bytes(header: bytes) -> int:

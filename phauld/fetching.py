@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
@@ -18,7 +19,8 @@ from phaul_client.postcopy import RelayGone, RelaySilent
 from phaul_client.tree import descendants
 from phaul_criu.errors import LazyPagesFailed
 from phaul_criu.pagemaps import lazy_pages
-from phaul_criu.urgency import calm_soon, hurry
+from phaul_criu.urgency import calm, calm_soon, hurry
+from phaul_criu.version import Version
 from phauld import unattended
 from phauld.dataport import DataPort, Expected
 from phauld.relays import Relay
@@ -39,9 +41,9 @@ class Fetching:
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, directory: Path) -> Self:
+    async def open(cls, directory: Path, criu_version: Version) -> Self:
         """Start a relay in `directory`. Raises `OSError`."""
-        return cls(await Relay.fetch(directory))
+        return cls(await Relay.fetch(directory, criu_version))
 
     @classmethod
     def found(cls, directory: Path, process: Mapping[str, Any], *, is_filling: bool) -> Self:
@@ -93,6 +95,12 @@ class Fetching:
         """Raises `LazyPagesFailed` if criu has failed already."""
         if self.is_filling and (status := self.relay.exit_status):
             raise LazyPagesFailed("lazy-pages", f"ended with {status}")
+
+    def make_way(self) -> None:
+        """The tree is about to run: on a node of one processor it would wait for its own pages until `calm_soon`."""
+        if len(os.sched_getaffinity(0)) == 1:
+            for pid in descendants(self.relay.process["pid"]):
+                calm(pid)
 
     async def wait(self, root: Mapping[str, Any]) -> None:
         """Wait for every page. Raises `LazyPagesFailed`: pages are lost, and the tree was killed."""

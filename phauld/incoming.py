@@ -276,7 +276,7 @@ class Session:
                 self._guard = await Guard.start()
             if self.incoming.postcopy:
                 self._directory.mkdir(parents=True, mode=0o700)
-                self._fetching = await Fetching.open(self._directory / "relay")
+                self._fetching = await Fetching.open(self._directory / "relay", await self._criu.version())
                 self._journal.note(relay=self._fetching.relay.process)
             await self.fire(Event.OPEN_SESSION)
             if self._phase is not Phase.OPEN:  # an Abort was quicker
@@ -565,6 +565,8 @@ class Session:
                 await self._hooks.commit()
                 if self._lazy is not None:
                     calm(self._lazy.pid)  # else, on a node of few processors, the tree would wait for its own pages
+                if self._fetching is not None:
+                    self._fetching.make_way()
                 self._released.set_result(None)
             case Do.KILL_TREE:
                 await finish(self._kill_tree())

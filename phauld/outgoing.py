@@ -162,7 +162,7 @@ class Outgoing:
         self._lazy_uses_tls = False  # the relays
         self._remote: GrpcRemote | None = None
         self._client: Client | None = None
-        self._policy: Switchable | None = None
+        self._policy = Switchable(StopCopyPolicy())  # of the mode, once that is chosen
         self._is_stopping = False
         self._is_left = False  # its end is a recovery's: soon, or when phauld is started again
         self._is_recovery = False
@@ -279,8 +279,7 @@ class Outgoing:
             raise PhaulError(
                 "it was not prepared for post-copy", reason="UNSUPPORTED", remedy="start it with --mode hybrid"
             )
-        if self._policy is not None:
-            self._policy.is_asked = True
+        self._policy.is_asked = True
 
     async def _apply_options(self) -> None:
         limit = self._options.bandwidth_limit_bytes_per_second
@@ -555,7 +554,8 @@ class Outgoing:
         return local
 
     async def _start_relay(self) -> tuple[Relay, socket.socket]:
-        self._relay, sock = await Relay.serve(self._directory / "relay", self._node.criu.binary)
+        node = self._node
+        self._relay, sock = await Relay.serve(self._directory / "relay", node.criu.binary, node.criu_version)
         self._journal.note(lazy_tls=self._lazy_uses_tls)
         return self._relay, sock
 
@@ -784,7 +784,7 @@ class Outgoing:
         await local.copy_files()
         self.record.status_text = ""
         self._directory.mkdir(parents=True, mode=0o700)
-        self._policy = Switchable(_policy(choice))
+        self._policy.policy = _policy(choice)
         config = Config(self._target.pid, remote.page_socket.fileno(), self._directory)
         costs = self._costs.to(self.record.destination.node_id)
         progress = asyncio.create_task(self._watch_bytes(remote))

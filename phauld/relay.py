@@ -49,8 +49,9 @@ class Relay:
 
     is_server = False  #: of TLS: the end that was connected to
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, message_bytes: int = frames.CRIU_BYTES) -> None:
         self.directory = directory
+        self.message_bytes = message_bytes  #: of this criu
         self.link = Link()
         self.ours, self.theirs = socket.socketpair()
         for end in (self.ours, self.theirs):
@@ -71,6 +72,13 @@ class Relay:
         for descriptor in keep:
             os.set_inheritable(descriptor, False)
         self.theirs.close()
+
+    def receive_message(self) -> bytes:
+        """The next of criu's messages, as the relays have them."""
+        return frames.from_criu(receive_exactly(self.ours, self.message_bytes))
+
+    def give_message(self, message: bytes) -> None:
+        self.ours.sendall(frames.to_criu(message, self.message_bytes))
 
     def status(self) -> dict[str, object]:
         return {
@@ -103,8 +111,8 @@ class Relay:
 class Serve(Relay):
     """The source: questions from the link to criu, answers back."""
 
-    def __init__(self, directory: str, swrk_fd: int, criu: str) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: str, message_bytes: int, swrk_fd: int, criu: str) -> None:
+        super().__init__(directory, message_bytes)
         self._to_criu = threading.Lock()
         self._ended = False
         self._asked: queue.SimpleQueue[tuple[Connection, Question]] = queue.SimpleQueue()
@@ -131,7 +139,7 @@ class Serve(Relay):
         with self._to_criu:
             if not self._ended:
                 self._ended = True
-                self.ours.sendall(frames.CriuMessage(command, 0, 0, 0).encode())
+                self.give_message(frames.CriuMessage(command, 0, 0, 0).encode())
         self.link.lose()
 
     def take_questions(self) -> None:
@@ -152,16 +160,17 @@ class Serve(Relay):
         """To criu, if it is a question for pages: anything else would end it."""
         if frames.decode_criu(question.message).command != Command.GET:
             raise RemoteProtocolError("relay", "the other node asks for something else than pages")
+        message = frames.to_criu(question.message, self.message_bytes)
         with self._to_criu:
             if not self._ended:
                 self._asked.put((link, question))
-                self.ours.sendall(question.message)
+                self.ours.sendall(message)
 
     def give_answers(self) -> None:
         try:
             while True:
                 link, question = self._asked.get()
-                self.give_answer(link, question, receive_exactly(self.ours, frames.CRIU_BYTES))
+                self.give_answer(link, question, self.receive_message())
         except (EOFError, OSError, RemoteProtocolError) as exc:
             log(f"criu gives no more answers: {exc!r}")
 
@@ -219,8 +228,8 @@ class Fetch(Relay):
 
     is_server = True
 
-    def __init__(self, directory: str) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: str, message_bytes: int) -> None:
+        super().__init__(directory, message_bytes)
         self._questions = Questions()
         self._lock = threading.Lock()
         self._courtesy = Courtesy()
@@ -259,7 +268,7 @@ class Fetch(Relay):
         """criu closes the conversation when it ends, well or not: that is for its exit status to say, not for this."""
         with contextlib.suppress(OSError, EOFError):
             while True:
-                message = receive_exactly(self.ours, frames.CRIU_BYTES)
+                message = self.receive_message()
                 asked = frames.decode_criu(message)
                 if asked.command == Command.GET:
                     if self._courtesy.gives_way(asked.pages, time.monotonic()):
@@ -300,6 +309,8 @@ class Fetch(Relay):
         with self._lock:
             self._questions.expect(head)
         left = head.size_bytes
+        if self.message_bytes != frames.CRIU_BYTES and head.offset_bytes == 0:
+            left -= self.give_header(link, left)
         while left:
             count = link.receive(left)
             link.deliver(self.ours, count)
@@ -312,6 +323,15 @@ class Fetch(Relay):
                 total = self._questions.delivered_bytes
                 self._questions.completed()
             self.pages += (total - frames.CRIU_BYTES) // frames.PAGE_BYTES
+
+    def give_header(self, link: Connection, size: int) -> int:
+        """The message that an answer begins with, in this criu's form: whole, so that no cut falls inside of it."""
+        if size < frames.CRIU_BYTES:
+            raise RemoteProtocolError("relay", f"an answer that begins with {size} bytes")
+        self.give_message(link.receive_exactly(frames.CRIU_BYTES))
+        with self._lock:
+            self._questions.delivered(frames.CRIU_BYTES)
+        return frames.CRIU_BYTES
 
 
 def receive_frame(link: Connection, reader: FrameReader) -> Question | AnswerHead:
@@ -339,6 +359,8 @@ def answer(relay: Relay, connection: socket.socket) -> None:
                 found = array.array("i")
                 found.frombytes(content[: len(content) - len(content) % found.itemsize])
                 descriptors += found
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)  # criu has no business with the link
         message = json.loads(data) if data else None
     except (OSError, ValueError) as exc:
         message = {"do": "", "error": str(exc)}
@@ -397,12 +419,14 @@ def run(relay: Relay, listener: socket.socket) -> None:
 
 
 def main() -> None:
-    """relay serve DIRECTORY LISTENER_FD SWRK_FD CRIU | relay fetch DIRECTORY LISTENER_FD"""
-    mode, directory, listener_fd = sys.argv[2], sys.argv[3], int(sys.argv[4])
+    """relay serve DIRECTORY LISTENER_FD MESSAGE_BYTES SWRK_FD CRIU | relay fetch DIRECTORY LISTENER_FD MESSAGE_BYTES"""
+    mode, directory, listener_fd, message_bytes = sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.set_inheritable(listener_fd, False)
     listener = socket.socket(fileno=listener_fd)
-    relay = Serve(directory, int(sys.argv[5]), sys.argv[6]) if mode == "serve" else Fetch(directory)
-    run(relay, listener)
+    if mode == "serve":
+        run(Serve(directory, message_bytes, int(sys.argv[6]), sys.argv[7]), listener)
+    else:
+        run(Fetch(directory, message_bytes), listener)
     os._exit(0)

@@ -17,10 +17,13 @@ from typing import Any, Final, Self
 
 import phauld
 from phaul_client.errors import PeerUnavailable
+from phaul_client.modes import WIDE_STREAM_CRIU_VERSION
 from phaul_client.pipe import PipeTls
 from phaul_client.postcopy import RelayGone, RelaySilent, RelayStatus
+from phaul_client.relay_frames import CRIU_BYTES, NARROW_MESSAGE
 from phaul_client.tree import Tree, identity, is_alive, wait_until_gone
 from phaul_criu.child import Child, spawn
+from phaul_criu.version import Version
 from phauld.scope import in_scope
 
 _ROOT: Final = str(Path(phauld.__file__).parents[1])
@@ -47,21 +50,22 @@ class Relay:
         self.process = process  #: see `identity`
 
     @classmethod
-    async def serve(cls, directory: Path, criu: Path) -> tuple[Self, socket.socket]:
+    async def serve(cls, directory: Path, criu: Path, version: Version) -> tuple[Self, socket.socket]:
         """Start the relay of a source; also our end of the connection to the `criu swrk` below it. Raises `OSError`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                relay = await cls._start("serve", directory, (theirs.fileno(),), str(theirs.fileno()), str(criu))
+                number = theirs.fileno()
+                relay = await cls._start("serve", directory, (number,), _message_bytes(version), str(number), str(criu))
         except BaseException:
             ours.close()
             raise
         return relay, ours
 
     @classmethod
-    async def fetch(cls, directory: Path) -> Self:
-        """Start the relay of a destination. Raises `OSError`."""
-        return await cls._start("fetch", directory, ())
+    async def fetch(cls, directory: Path, version: Version) -> Self:
+        """Start the relay of a destination whose criu has that version. Raises `OSError`."""
+        return await cls._start("fetch", directory, (), _message_bytes(version))
 
     @classmethod
     async def _start(cls, mode: str, directory: Path, keep: tuple[int, ...], *arguments: str) -> Self:
@@ -171,6 +175,11 @@ class Relay:
         if "error" in answer:
             raise OSError(f"relay: {answer['error']}")
         return answer
+
+
+def _message_bytes(version: Version) -> str:
+    """Of this criu's page messages."""
+    return str(CRIU_BYTES if version.number >= WIDE_STREAM_CRIU_VERSION else NARROW_MESSAGE.size)
 
 
 def _reap(child: Child) -> None:

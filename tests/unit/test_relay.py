@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,23 @@ from phaul_client.commit import Phase
 from phaul_client.coordinator import Coordinator
 from phaul_client.doubt import Doubt
 from phaul_client.postcopy import RelayGone, RelaySilent
+from phaul_client.relay_frames import (
+    NARROW_MESSAGE,
+    PAGE_BYTES,
+    AnswerHead,
+    Command,
+    CriuMessage,
+    Flag,
+    FrameReader,
+    Question,
+)
 from phaul_client.tree import identity
 from phauld import relay, relays
+from phauld.relay_links import PlainConnection, receive_exactly
 from tests.fakes.remote import ScriptedRemote
+
+#: A connection that is given up is closed by its last reference.
+GIVEN_UP = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def test_a_full_disk_does_not_end_the_relay_without_an_exit_status(
@@ -59,6 +75,73 @@ async def test_a_relay_that_lives_and_does_not_answer_is_not_gone(tmp_path: Path
         with pytest.raises(RelayGone) as gone:
             await relays.Relay(tmp_path, {**child, "start_ticks": 1 << 60})._command({"do": "status"}, (), 0.05)
     assert not isinstance(gone.value, RelaySilent)
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[Iterable[socket.socket]], None]]:
+    """Closes sockets in the end, in this order."""
+    known: list[socket.socket] = []
+    yield known.extend
+    for each in known:
+        each.close()
+
+
+@GIVEN_UP
+def test_criu_4_1_and_its_shorter_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closing: Callable[[Iterable[socket.socket]], None]
+) -> None:
+    """Both relays beside such a criu: it asks and is answered in its own form, whatever is between them."""
+    monkeypatch.setattr(relay.Relay, "start_criu", lambda *_: None)
+    there = relay.Serve(str(tmp_path), NARROW_MESSAGE.size, os.open(os.devnull, os.O_RDONLY), "criu")
+    here = relay.Fetch(str(tmp_path), NARROW_MESSAGE.size)
+    for work in (here.take_questions, here.give_answers):
+        here.thread(work)
+    link = socket.socketpair()
+    closing([*link, here.theirs, there.theirs, here.ours, there.ours])
+    for end, made in zip(link, (there, here), strict=True):
+        made.link.replace(PlainConnection(end))
+    asking, answering = here.theirs, there.theirs
+    for number in (1, 2):
+        question = NARROW_MESSAGE.pack(Command.GET, 2, number << 12, 0x101)
+        asking.sendall(question)
+        assert receive_exactly(answering, NARROW_MESSAGE.size) == question
+        answer = NARROW_MESSAGE.pack(Command.ADD_F | 4 << 16, number, number << 12, 0x101)
+        answer += bytes([number]) * PAGE_BYTES * number
+        answering.sendall(answer)
+        assert receive_exactly(asking, len(answer)) == answer
+    there.end(Command.ABORT)
+    assert NARROW_MESSAGE.unpack(receive_exactly(answering, NARROW_MESSAGE.size))[0] == Command.ABORT
+
+
+@GIVEN_UP
+def test_an_answer_cut_in_its_first_message_is_asked_for_again_from_its_beginning(
+    tmp_path: Path, closing: Callable[[Iterable[socket.socket]], None]
+) -> None:
+    made = relay.Fetch(str(tmp_path), NARROW_MESSAGE.size)
+    closing([made.theirs, made.ours])
+    for work in (made.take_questions, made.give_answers):
+        made.thread(work)
+    made.theirs.sendall(NARROW_MESSAGE.pack(Command.GET, 1, 1 << 16, 0x101))
+    content = CriuMessage(Command.ADD_F, 1, 1 << 16, 0x101).encode() + bytes(PAGE_BYTES)
+    size = len(content)
+    for sent_bytes in (10, 40, size):
+        ours, its = socket.socketpair()
+        closing([its])
+        with ours:
+            made.link.replace(PlainConnection(its))
+            reader = FrameReader()
+            while (question := reader.next_event()) is None:
+                reader.receive_data(receive_exactly(ours, reader.missing_bytes))
+            assert isinstance(question, Question)
+            skip = question.skip_bytes
+            assert skip == {10: 0, 40: 0, size: 40}[sent_bytes]
+            head = AnswerHead(
+                sequence=1, offset_bytes=skip, length_bytes=size - skip, size_bytes=size - skip, flags=Flag.LAST
+            )
+            ours.sendall(head.encode() + content[skip:sent_bytes])
+            if sent_bytes == size:
+                got = receive_exactly(made.theirs, NARROW_MESSAGE.size + PAGE_BYTES)
+                assert got == NARROW_MESSAGE.pack(Command.ADD_F, 1, 1 << 16, 0x101) + bytes(PAGE_BYTES)
 
 
 class _FullDisk:

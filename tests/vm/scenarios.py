@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.nodes import CommandFailed
 from tests.vm.channel import GuestDied
 from tests.vm.guest import Guest
 from tests.vm.lab import Lab
@@ -42,9 +43,11 @@ async def take(lab: Lab, steps: Sequence[Mapping[str, Any]], timeout_seconds: fl
     """Take the steps in guest `a`; the answer to each. Raises CommandFailed, TimeoutError, GuestDied."""
     command: list[str | Path] = ["python3", IN_GUEST / "moves.py", json.dumps(steps)]
     try:
-        done = await lab.a.run(command, timeout_seconds=timeout_seconds)
+        done = await lab.a.run(command, check=False, timeout_seconds=timeout_seconds)
     except GuestDied as exc:
         raise GuestDied(f"{exc}: {lab.a.console[-3000:]}") from exc
+    if done.returncode != 0:  # the last step's answer tells more than the traceback
+        raise CommandFailed(f"steps ended with {done.returncode}: {done.stdout[-3000:]}{done.stderr[-1000:]}")
     return [json.loads(line)["answer"] for line in done.stdout.splitlines()]
 
 

@@ -7,6 +7,7 @@ STEPS is a JSON array; each step is one of
     {"ask": NAME, "on": "a", "port": N, "question": TEXT}       of writer.py
     {"move": NAME, "from": "a", "to": "b", "options": {…}}      options as in phaul.v1.Options
                                                                 "switch": true: to post-copy, in its first round
+                                                                that has sent so much that it is under way
     {"start": NAME, "id": ID, "from": "a", "to": "b", "options": {…}}     as move, but not waited for
     {"until": ID, "from": "a", "phases": ["HELD", …]}           its record, when it is in one of them
     {"resolve": ID, "from": "a", "resolution": "RESUME", "reason": TEXT}
@@ -37,6 +38,7 @@ Channels: TypeAlias = Mapping[str, grpc.aio.Channel]
 
 PORT = 7707
 ANSWER_SECONDS = 120.0
+SWITCH_BYTES = 1 << 20
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 
 
@@ -77,7 +79,7 @@ async def move(channels: Channels, step: Answer) -> Answer:
     last = started
     async for answer in stub.WatchMigration(migrations_pb2.WatchMigrationRequest(migration_id=started.migration_id)):
         last = answer.migration
-        if step.get("switch") and last.phase == types_pb2.MIGRATION_PHASE_ITERATING:
+        if step.get("switch") and last.bytes_sent > SWITCH_BYTES:
             step["switch"] = False
             wish = migrations_pb2.UpdateMigrationRequest(migration_id=last.migration_id, switch_to_post_copy=True)
             await stub.UpdateMigration(wish)
@@ -160,6 +162,8 @@ async def main() -> None:
         started = time.monotonic()
         answer = await take(channels, step)
         print(json.dumps({"answer": answer, "seconds": round(time.monotonic() - started, 3)}), flush=True)
+        if "move" in step and answer is not None and answer["phase"] != "MIGRATION_PHASE_DONE":
+            sys.exit(f"{step['move']} did not move: {answer.get('error')}")  # nobody would answer there
 
 
 asyncio.run(main())
