@@ -19,6 +19,7 @@ from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_client.status import reason_of, to_status
 from phaul_criu.errors import CriuError
 from phauld.guard import Guard
+from phauld.observer import Observer
 from phauld.seldom import Seldom
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,9 @@ _KINDS: Final[dict[str, Callable[..., grpc.RpcMethodHandler[Any, Any]]]] = {
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler, those for inspection too; a bug is logged with its traceback and answered as INTERNAL."""
 
-    def __init__(self, guard: Guard | None = None) -> None:
+    def __init__(self, guard: Guard | None = None, observer: Observer | None = None) -> None:
         self._guard = guard
+        self._observer = observer or Observer()
 
     async def intercept_service(
         self,
@@ -56,7 +58,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         # the one of health.Watch is a coroutine that writes its answers
         wrap = _many if inspect.isasyncgenfunction(behaviour) else _one
         read = _read_all if kind.startswith("stream_") else _read
-        wrapped = wrap(self._guard, method, functools.partial(read, handler.request_deserializer), behaviour)
+        reader = functools.partial(read, handler.request_deserializer)
+        wrapped = wrap(self._guard, method, reader, behaviour, functools.partial(_refuse, self._observer, method))
         return _KINDS[kind](wrapped, None, handler.response_serializer)
 
 
@@ -72,19 +75,19 @@ async def _read_all(deserialize: Any, stream: AsyncIterator[bytes]) -> AsyncIter
         yield _read(deserialize, data)
 
 
-def _one(guard: Guard | None, method: str, read: Any, behaviour: Any) -> Any:
+def _one(guard: Guard | None, method: str, read: Any, behaviour: Any, refuse: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             if guard is not None:
                 guard.check(method, context)
             return await behaviour(read(request), context)
         except Exception as exc:
-            await _refuse(method, exc, context)
+            await refuse(exc, context)
 
     return call
 
 
-def _many(guard: Guard | None, method: str, read: Any, behaviour: Any) -> Any:
+def _many(guard: Guard | None, method: str, read: Any, behaviour: Any, refuse: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
             if guard is not None:
@@ -92,17 +95,20 @@ def _many(guard: Guard | None, method: str, read: Any, behaviour: Any) -> Any:
             async for answer in behaviour(read(request), context):
                 yield answer
         except Exception as exc:
-            await _refuse(method, exc, context)
+            await refuse(exc, context)
 
     return call
 
 
-async def _refuse(method: str, error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+async def _refuse(
+    observer: Observer, method: str, error: Exception, context: grpc.aio.ServicerContext[Any, Any]
+) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if isinstance(error, NotImplementedError):
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served")
     is_ours = isinstance(error, _OURS)
+    observer.call_refused(reason_of(error))
     seldom = _FAILED if not is_ours else _STRANGERS if reason_of(error) == "UNAUTHORIZED" else _REFUSED
     if seldom.may_say(time.monotonic()):
         if kept_back := seldom.take_kept_back():

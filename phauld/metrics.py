@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -26,6 +33,7 @@ STEP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 
 DURATION_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600)
 ROUND_BUCKETS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 31)
 _PHASES: Final = tuple(types_pb2.MigrationPhase.keys())[1:]
+_REASONS: Final = frozenset(types_pb2.ErrorReason.keys())
 OVER: Final = ("DONE", "REFUSED", "ROLLED_BACK", "CANCELLED")
 
 
@@ -38,6 +46,7 @@ class Metrics(Observer, Collector):
         self._incoming: Callable[[], Iterable[Session]] = tuple
         self._sent_bytes = 0  # by migrations that are over
         self._received_bytes = 0
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a time series more for each counter, of which nobody makes use
         self.registry = CollectorRegistry()
         self._pause = Histogram(
             "phaul_migration_pause_seconds",
@@ -83,6 +92,11 @@ class Metrics(Observer, Collector):
         self._sessions_ended = Counter(
             "phaul_sessions_ended", "Migrations to here that are over.", ["outcome", "reason"], registry=self.registry
         )
+        self._calls_refused = Counter(
+            "phaul_calls_refused", "Calls to here that were refused or failed.", ["reason"], registry=self.registry
+        )
+        for reason in ("TOO_MANY_MIGRATIONS", "UNAUTHORIZED"):
+            self._calls_refused.labels(reason)
         for outcome in ("moved", "rolled-back", "refused", "cancelled", "failed"):
             self._duration.labels(outcome)
         self._ended.labels("moved", "")
@@ -120,6 +134,9 @@ class Metrics(Observer, Collector):
         reason = reason_of(session.failure) if session.failure is not None else ""
         self._sessions_ended.labels(session.phase.lower(), reason).inc()
         self._received_bytes += session.bytes_received
+
+    def call_refused(self, reason: str) -> None:
+        self._calls_refused.labels(reason if f"ERROR_REASON_{reason}" in _REASONS else "INTERNAL").inc()
 
     def describe(self) -> list[Metric]:
         return []  # what goes on cannot be read yet when this is registered

@@ -31,6 +31,9 @@ class Observer:
     def session_ended(self, session: Session) -> None:
         """A migration to here is over, its last page included."""
 
+    def call_refused(self, reason: str) -> None:
+        """A call to here was refused, or failed."""
+
     def client_interceptors(self, migration_id: str) -> Sequence[grpc.aio.ClientInterceptor]:
         """Who sees the calls of a migration to its destination."""
         return ()
@@ -61,6 +64,10 @@ class Observers(Observer):
     def session_ended(self, session: Session) -> None:
         for each in self._observers:
             each.session_ended(session)
+
+    def call_refused(self, reason: str) -> None:
+        for each in self._observers:
+            each.call_refused(reason)
 
     def client_interceptors(self, migration_id: str) -> Sequence[grpc.aio.ClientInterceptor]:
         return [found for each in self._observers for found in each.client_interceptors(migration_id)]

@@ -122,7 +122,8 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     observer = Observers([each for each in (metrics, tracing) if each is not None])
     remote = RemoteService(node, terms, workloads, data_port, journal, observer)
     migrations = MigrationsService(node, config.images_dir, workloads, journal, config.max_outgoing, observer)
-    server = grpc.aio.server(interceptors=[*observer.server_interceptors(), ErrorInterceptor(guard)], options=_OPTIONS)
+    interceptors = [*observer.server_interceptors(), ErrorInterceptor(guard, observer)]
+    server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
     remote_pb2_grpc.add_RemoteServicer_to_server(remote, server)
     migrations_pb2_grpc.add_MigrationsServicer_to_server(migrations, server)
     node_service = NodeService(node, workloads, migrations.preflight, lambda: (remote.active, migrations.active))
