@@ -89,6 +89,7 @@ _ADVISORY_FEATURES: Final = frozenset({"pidfd_store", "clone3_set_tid", "pagemap
 _CAPABILITIES: Final = {
     "CAP_SETGID": 6,
     "CAP_SETUID": 7,
+    "CAP_SETPCAP": 8,
     "CAP_NET_ADMIN": 12,
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,

@@ -46,7 +46,8 @@ class Metrics(Observer, Collector):
         self._incoming: Callable[[], Iterable[Session]] = tuple
         self._sent_bytes = 0  # by migrations that are over
         self._received_bytes = 0
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a time series more for each counter, of which nobody makes use
+        # One time series more for each counter, of which nobody makes use.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._pause = Histogram(
             "phaul_migration_pause_seconds",

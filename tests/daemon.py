@@ -46,7 +46,7 @@ class Phauld:
         """A channel to the daemon; to be closed by the caller."""
         return grpc.aio.insecure_channel(self.target, options=[("grpc.use_local_subchannel_pool", 1)])
 
-    async def start(self, **config: object) -> Process:
+    async def start(self, binary: Path | None = None, **config: object) -> Process:
         """Start it and wait until it serves. Raises DaemonFailed."""
         node = self._node
         settings: dict[str, object] = {
@@ -62,7 +62,7 @@ class Phauld:
         }
         file = node.directory / "phauld.toml"
         file.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in settings.items()))
-        process = await node.start([node.programs / BINARY.name, "--config", file])
+        process = await node.start([binary or node.programs / BINARY.name, "--config", file])
         try:
             await self._until_serving(process)
         except BaseException:

@@ -204,7 +204,7 @@ class Node:
 
     async def start_phauld(self, **config: object) -> Process:
         """Start phauld with these settings over the node's own, and wait until it serves."""
-        return await self.daemon.start(**config)
+        return await self.daemon.start(None, **config)
 
     async def kill_phauld(self, number: int = signal.SIGKILL) -> int:
         """Signal phauld and wait for its end; its exit status."""

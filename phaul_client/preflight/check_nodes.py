@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from phaul_client.preflight import capabilities
 from phaul_client.preflight.check_sysctls import POST_COPY_PIPE_BYTES
 from phaul_client.preflight.cpu_flags import SPEED_ONLY, program_flags
 from phaul_client.preflight.model import NodeFacts
@@ -22,6 +23,7 @@ def check_nodes(needs: Requirements, source: NodeFacts, here: NodeFacts, wishes:
     yield from _architecture(source, here)
     yield from check_cpu(needs.cpu_flags, source, here)
     yield from _versions(source, here)
+    yield from _capabilities(needs, here)
     yield from _room(needs, here)
     if wishes.post_copy and here.lazy_pages is False:
         message = "this node's criu or kernel cannot do lazy pages, which post-copy needs"
@@ -71,6 +73,16 @@ def _versions(source: NodeFacts, here: NodeFacts) -> Iterator[Problem]:
         yield error(
             "rseq", here.kernel_release, message, "use Linux 5.13 or newer, or GLIBC_TUNABLES=glibc.pthread.rseq=0"
         )
+
+
+def _capabilities(needs: Requirements, here: NodeFacts) -> Iterator[Problem]:
+    if here.capabilities is None:
+        return
+    for needed, whose in ((capabilities.TO_RESTORE, "criu needs"), (needs.capabilities, "the tree has")):
+        if missing := " ".join(capabilities.names_of(needed & ~here.capabilities)):
+            message = f"{whose} what phauld of {here.name} lacks, and it would fail when nothing can be undone"
+            remedy = f"let phauld of {here.name} have it (CapabilityBoundingSet), or start the program without it"
+            yield error("capabilities", missing, message, remedy)
 
 
 def _room(needs: Requirements, here: NodeFacts) -> Iterator[Problem]:

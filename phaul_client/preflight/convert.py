@@ -12,12 +12,14 @@ from typing import Final
 
 from phaul.v1 import types_pb2
 from phaul_client.errors import InvalidRequest
+from phaul_client.preflight import capabilities
 from phaul_client.preflight.model import NodeFacts
 from phaul_client.preflight.problems import Problem, Severity
 from phaul_client.preflight.requirements import RequiredFile, RequiredProcess, RequiredSocket, Requirements
 from phaul_client.preflight.wishes import TcpPolicy, Wishes
 
 _CPU_PREFIX: Final = "cpu:"
+_CAPABILITY_PREFIX: Final = "capability:"
 _HUGE_PREFIX: Final = "huge-bytes:"
 _MAX_PORT: Final = 65535
 _MAX_DIGITS: Final = 20
@@ -78,6 +80,7 @@ def node_facts_of(node: types_pb2.NodeInfo) -> NodeFacts:
 def tree_message(needs: Requirements, cpuinfo_image: bytes = b"") -> types_pb2.TreeFacts:
     """What the destination is asked about."""
     features = [f"{_CPU_PREFIX}{flag}" for flag in sorted(needs.cpu_flags)]
+    features += [f"{_CAPABILITY_PREFIX}{name}" for name in capabilities.names_of(needs.capabilities)]
     if needs.huge_bytes:
         features.append(f"{_HUGE_PREFIX}{needs.huge_bytes}")
     return types_pb2.TreeFacts(
@@ -107,8 +110,14 @@ def requirements_of(message: types_pb2.TreeFacts) -> Requirements:
         directories=tuple(map(_path, message.directories)),
         memory_bytes=message.memory_bytes,
         cpu_flags=frozenset(flags),
+        capabilities=_capabilities(features),
         huge_bytes=sum(int(size) for size in huge if size.isdecimal() and len(size) <= _MAX_DIGITS),
     )
+
+
+def _capabilities(features: Iterable[str]) -> int:
+    said = {name.removeprefix(_CAPABILITY_PREFIX) for name in features if name.startswith(_CAPABILITY_PREFIX)}
+    return sum(1 << number for number, name in enumerate(capabilities.NAMES) if f"CAP_{name}" in said)
 
 
 def _process_message(process: RequiredProcess) -> types_pb2.ProcessFacts:

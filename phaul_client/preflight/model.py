@@ -66,6 +66,8 @@ class Process:
     working_directory: str
     root_directory: str
     memory_bytes: int
+    #: Permitted, inheritable and ambient ones, as bits; 0: none, or unknown.
+    capabilities: int = 0
 
     @property
     def own_pid(self) -> int:
@@ -278,6 +280,8 @@ class NodeFacts:
     pipe_max_bytes: int = 0
     #: phaul has CAP_SYS_RESOURCE: limits of pipes and of other users' processes do not hold for it. None: unknown.
     sys_resource: bool | None = None
+    #: What phaul has, as bits. None: unknown.
+    capabilities: int | None = None
 
 
 def _endpoint(address: str, port: int) -> str:

@@ -18,7 +18,7 @@ def read_node(
 ) -> NodeFacts:
     """This node. What only criu knows is handed in; `images_dir` is where images are put, or empty."""
     memory = parse_fields(try_text("/proc/meminfo")).get("MemAvailable", "0 kB")
-    capabilities = int(parse_fields(try_text("/proc/self/status")).get("CapEff", "0"), 16)
+    capabilities = int(parse_fields(try_text("/proc/self/status")).get("CapPrm", "0"), 16)
     return NodeFacts(
         name=name or platform.node(),
         architecture=platform.machine(),
@@ -31,5 +31,6 @@ def read_node(
         memory_available_bytes=int(memory.split()[0]) * 1024,
         images_free_bytes=shutil.disk_usage(images_dir).free if images_dir else 0,
         pipe_max_bytes=int(try_text("/proc/sys/fs/pipe-max-size") or 0),
+        capabilities=capabilities,
         sys_resource=bool(capabilities >> _CAP_SYS_RESOURCE & 1),
     )

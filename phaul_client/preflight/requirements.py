@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from phaul_client.preflight import capabilities
 from phaul_client.preflight.cpu_flags import program_flags
 from phaul_client.preflight.model import FileKind, NodeFacts, TreeFacts
 from phaul_client.preflight.options import LISTEN, is_connected
@@ -74,6 +75,8 @@ class Requirements:
     memory_bytes: int = 0
     #: CPU flags that programs can see, as in /proc/cpuinfo.
     cpu_flags: frozenset[str] = frozenset()
+    #: What its tasks have, as bits.
+    capabilities: int = 0
     #: Bytes of huge pages.
     huge_bytes: int = 0
 
@@ -99,6 +102,7 @@ def requirements(tree: TreeFacts, node: NodeFacts) -> Requirements:
         directories=_directories(tree) if not _own_mounts(tree) else (),
         memory_bytes=sum(process.memory_bytes for process in tree.processes),
         cpu_flags=program_flags(node.cpu_flags),
+        capabilities=capabilities.needed(tree),
         huge_bytes=sum(file.length_bytes for file in tree.mapped_files if file.path.startswith("/anon_hugepage")),
     )
 
