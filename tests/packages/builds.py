@@ -19,7 +19,6 @@ TREES: Final = ROOT / "scripts" / "debian-tree"
 VICTIM: Final = ROOT / "tests" / "victims" / "heartbeat.py"
 TOOLS: Final = Path(__file__).with_name("requirements.txt")
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phaul"
-NO_MIRROR: Final = 3  #: exit status of scripts/debian-tree
 #: What pip is told by its user stays; what Python is told of this checkout does not.
 _ENVIRONMENT: Final = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
 

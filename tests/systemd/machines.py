@@ -201,7 +201,8 @@ class Machine:
         self.booted.wait()
 
 
-def _boot(name: str, shared: Path) -> Machine:
+def boot(name: str, shared: Path) -> Machine:
+    """Boot one; `end` it. What is in `shared` it has below /shared."""
     booted = subprocess.Popen(
         [TREES, "boot", "node", "--bind", f"{shared}:{SHARED}"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
@@ -237,7 +238,7 @@ def two_machines(directory: Path, package: Path) -> Iterator[tuple[Machine, Mach
     with contextlib.ExitStack() as stack:
         machines = []
         for name in ADDRESSES:
-            machine = _boot(name, shared)
+            machine = boot(name, shared)
             stack.callback(machine.end)
             machines.append(machine)
         a, b = machines
