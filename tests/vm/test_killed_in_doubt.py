@@ -64,7 +64,10 @@ async def _hold(guest: Guest, *steps: str) -> None:
 
 
 def _begin(name: str, gate: str, step: str, **options: Any) -> list[Answer]:
-    """Run a victim on `a` and send it to `b`, until a criu on `gate` is held at the step."""
+    """Run a victim on `a` and send it to `b`, until a criu on `gate` is held at the step.
+
+    Its name is the migration's id as well: no two tests may use the same, or the second is told how the first ended.
+    """
     argv = ["python3", "-I", "-S", VICTIM, _beats(name), "--mib", "1"]
     asked = {"mode": "MODE_STOP_COPY", "restore_mode": "RESTORE_MODE_EAGER", "in_doubt_timeout": "0.5s", **options}
     return [
@@ -189,26 +192,26 @@ async def test_the_destination_is_killed(gated: Lab, json_report: Report) -> Non
 async def test_the_source_is_killed(gated: Lab, json_report: Report) -> None:
     """After the commit it runs on, once; before it, there is nothing to be had and nothing may be left."""
     a, b = gated.guests
-    await _make_files(gated, "told", "built", "round")
+    await _make_files(gated, "decided", "prepared", "round")
     await _hold(b, "restore:post-restore:answer#1", "restore:post-restore:notify#2")
     await _hold(a, "pre-dump:response#1")
     await take(
         gated,
         [
-            *_begin("told", "b", "restore:post-restore:answer#1"),
+            *_begin("decided", "b", "restore:post-restore:answer#1"),
             *_begin("round", "a", "pre-dump:response#1", mode="MODE_PRE_COPY"),
-            *_begin("built", "b", "restore:post-restore:notify#2"),
+            *_begin("prepared", "b", "restore:post-restore:notify#2"),
         ],
     )
-    assert not any([await _is_beating(b, name, 0.5) for name in ("told", "built", "round")])
+    assert not any([await _is_beating(b, name, 0.5) for name in ("decided", "prepared", "round")])
     assert await _is_beating(a, "round")
     await a.kill()
     await b.run(["rm", f"{GATES}/held/restore:post-restore:answer#1", f"{GATES}/held/restore:post-restore:notify#2"])
-    await _starts_to_beat(b, "told")
-    left = await _until_left(b, shims=["told"])
-    assert not any([await _is_beating(b, name, 0.5) for name in ("built", "round")])
-    assert (await _read(b, "built"))[0] == 0
-    assert await _is_beating(b, "told")
+    await _starts_to_beat(b, "decided")
+    left = await _until_left(b, shims=["decided"])
+    assert not any([await _is_beating(b, name, 0.5) for name in ("prepared", "round")])
+    assert (await _read(b, "prepared"))[0] == 0
+    assert await _is_beating(b, "decided")
     json_report["guests_killed"] = [
         *json_report.get("guests_killed", []),
         _row("b:restore:post-restore:answer", "kill-source-guest", "moved", 1, left),
