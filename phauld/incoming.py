@@ -28,7 +28,7 @@ from phaul_client.images import relative_parent
 from phaul_client.movers import Addresses, find
 from phaul_client.pipe import PipeTls
 from phaul_client.tree import identity
-from phaul_criu.child import Child, finish
+from phaul_criu.child import finish
 from phaul_criu.criu import Criu
 from phaul_criu.errors import CriuError, LazyPagesFailed
 from phaul_criu.lazy import LazyPages, LazyPagesOptions
@@ -42,7 +42,7 @@ from phauld.dataport import DataPort
 from phauld.fetching import Fetching
 from phauld.images import ImageWriter
 from phauld.journal import IncomingEntry, IncomingRecord
-from phauld.lazy_chain import has_parent, make_lazy, serve_chain
+from phauld.lazy_chain import PageSource, has_parent, make_lazy
 from phauld.lazy_hold import Guard, Left
 from phauld.page_stream import STREAM_SECONDS, PageStream, PipeTerms
 from phauld.placement import Promise
@@ -168,7 +168,7 @@ class Session:
         self._slot: RestoreSlot | None = None
         self._lazy: LazyPages | None = None
         self._guard: Guard | None = None  # for a tree that is filled while it runs
-        self._page_source: Child | None = None  # serves earlier rounds to the lazy-pages child
+        self._page_source: PageSource | None = None  # serves earlier rounds to the lazy-pages child
         self._fetching: Fetching | None = None
         self._transitions = session.POSTCOPY_TRANSITIONS if incoming.postcopy else session.TRANSITIONS
         self._lazy_left: Left | None = None  # the lazy-pages child of an earlier phauld
@@ -274,6 +274,8 @@ class Session:
             )
             if self.incoming.postcopy or self.incoming.restore.lazy_pages:
                 self._guard = await Guard.start()
+            if self.incoming.restore.lazy_pages and not (self.incoming.postcopy or self.incoming.stands_still):
+                self._page_source = await PageSource.start()
             if self.incoming.postcopy:
                 self._directory.mkdir(parents=True, mode=0o700)
                 self._fetching = await Fetching.open(self._directory / "relay", await self._criu.version())
@@ -563,6 +565,8 @@ class Session:
                 if self._container is not None:
                     await self._container_is("connected", self._container.show)
                 await self._hooks.commit()
+                if self._page_source is not None:
+                    self._page_source.calm()
                 if self._lazy is not None:
                     calm(self._lazy.pid)  # else, on a node of few processors, the tree would wait for its own pages
                 if self._fetching is not None:
@@ -627,8 +631,9 @@ class Session:
         if not has_parent(images):
             return await LazyPages.start(self._criu.binary, LazyPagesOptions(images_dir_fd=images_fd))
         await asyncio.to_thread(make_lazy, images)
-        self._page_source, source = await serve_chain(images)
-        with source:
+        if self._page_source is None:
+            self._page_source = await PageSource.start()
+        with self._page_source.serve(images) as source:
             options = LazyPagesOptions(images_dir_fd=images_fd, page_server_fd=source.fileno())
             return await LazyPages.start(self._criu.binary, options)
 
@@ -697,15 +702,18 @@ class Session:
         if self._lazy is not None:
             await self._lazy.aclose()
             self._lazy = None
-        if self._page_source is not None:
-            await self._page_source.aclose()
-            self._page_source = None
+        await self._end_page_source()
         if self._fetching is not None:
             await self._fetching.aclose()
         if self._slot is not None:
             await self._slot.discard()
             self._slot = None
         await unattended.kill(self._root)  # if there was no shim to do it
+
+    async def _end_page_source(self, patience_seconds: float = 0) -> None:
+        if self._page_source is not None:
+            await self._page_source.aclose(patience_seconds=patience_seconds)
+            self._page_source = None
 
     async def _addresses_are(self, done: str, act: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """What fails is logged: the tree does not wait for it."""
@@ -750,9 +758,7 @@ class Session:
                 await lazy.wait()
             except CriuError as exc:
                 await self._lose_pages(exc)
-        if self._page_source is not None:
-            await self._page_source.aclose(patience_seconds=STREAM_SECONDS)
-            self._page_source = None
+        await self._end_page_source(STREAM_SECONDS)
         if self._fetching is not None and self._fetching.is_filling:
             self.failure = None  # of the restore; whatever it was, the tree runs
             try:
@@ -797,6 +803,7 @@ class Session:
         self.sync.release()
         if self._guard is not None:
             await self._guard.aclose()
+        await self._end_page_source()
         if self._server is not None:
             await self._server.aclose()
         await self._stream.aclose()

@@ -7,10 +7,11 @@ import re
 import socket
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from phaul_criu.chains import lazy_pagemap, stack_page
 from phaul_criu.child import Child, spawn
+from phaul_criu.urgency import calm, hurry
 from phauld import page_source
 
 _PAGEMAP: Final = re.compile(r"pagemap-(\d+)\.img")
@@ -34,13 +35,40 @@ def make_lazy(images: Path) -> None:
             made.rename(path)
 
 
-async def serve_chain(images: Path) -> tuple[Child, socket.socket]:
-    """Start a process that serves the pages; the socket is for `criu lazy-pages`. It ends when criu does."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        try:
-            child = await spawn([*_PAGE_SOURCE, str(theirs.fileno()), os.fspath(images)], pass_fds=(theirs.fileno(),))
-        except BaseException:
-            ours.close()
-            raise
-    return child, ours
+class PageSource:
+    """A process that serves the pages. It is started before the freeze, for a Python takes its time to start."""
+
+    def __init__(self, child: Child, sock: socket.socket) -> None:
+        self._child = child
+        self._sock = sock
+
+    @classmethod
+    async def start(cls) -> Self:
+        """One that waits for `serve`, and ends with this process until then. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                child = await spawn([*_PAGE_SOURCE, str(theirs.fileno())], pass_fds=(theirs.fileno(),))
+            except BaseException:
+                ours.close()
+                raise
+        return cls(child, ours)
+
+    def serve(self, images: Path) -> socket.socket:
+        """From now on these images' pages; the socket is for `criu lazy-pages`, with whom it ends. Raises OSError."""
+        self._sock.sendall(os.fsencode(images) + page_source.END_OF_NAME)
+        hurry(self._child.pid)
+        return self._sock
+
+    def calm(self) -> None:
+        """The tree is about to run."""
+        calm(self._child.pid)
+
+    async def wait(self) -> int:
+        """Wait for its end; the exit status."""
+        return await self._child.wait()
+
+    async def aclose(self, *, patience_seconds: float = 0) -> None:
+        """End it, or let it end by itself for so long."""
+        self._sock.close()
+        await self._child.aclose(patience_seconds=patience_seconds)

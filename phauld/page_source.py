@@ -1,10 +1,11 @@
 """Serves the pages of a chain of rounds to `criu lazy-pages`, which does not look into parents by itself.
 
-    python -I -S page_source.py FD DIRECTORY
+    python -I -S page_source.py FD
 
-A process of its own, run as a script: it must outlive phauld as criu does. FD is the socket whose other end criu has as
-its page server; DIRECTORY holds the images of the last round, with criu's links to the rounds before. It ends when criu
-has every page, or when criu ends. Its own images are opened at the start: they may be removed once criu has ended.
+A process of its own, run as a script: it must outlive phauld as criu does. FD is the socket whose other end criu gets
+as its page server; before, phauld writes there the directory that holds the images of the last round, with criu's links
+to the rounds before, and a zero byte. It ends when criu has every page, or when criu ends. Its own images are opened at
+the start: they may be removed once criu has ended.
 
 criu's page server protocol (criu/page-xfer.c): a question is a struct page_server_iov, the answer another one and then
 the pages, perhaps fewer than were asked for. The struct grew with criu 4.2, when the number of pages became 64 bits.
@@ -25,6 +26,7 @@ SIZE = struct.Struct("<I")
 MAGICS_BYTES = 8
 ADD_F, GET, CLOSE, FORCE_CLOSE = 6, 7, 0x1023, 0x1024
 COMMAND_BITS = 16
+END_OF_NAME = b"\0"
 LEAST_ADDRESS = 1 << 16  #: of a mapping; the kernel's mmap_min_addr. criu never asks for as many pages
 PE_PRESENT = 1 << 2
 
@@ -111,6 +113,17 @@ def receive(connection: socket.socket, size: int) -> bytes:
     return data
 
 
+def receive_name(connection: socket.socket) -> str | None:
+    """The directory; None if nobody wants the pages. Byte by byte: what follows is criu's."""
+    name = b""
+    while not name.endswith(END_OF_NAME):
+        byte = connection.recv(1)
+        if not byte:
+            return None
+        name += byte
+    return os.fsdecode(name.removesuffix(END_OF_NAME))
+
+
 def form_of(beginning: bytes) -> struct.Struct:
     """The form of criu's messages, from the first 16 bytes of one: does an address follow, or a number of pages?
 
@@ -142,7 +155,9 @@ def serve(connection: socket.socket, rounds: dict[int, Round]) -> None:
 
 def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
-    directory = sys.argv[2]
+    directory = receive_name(connection)
+    if directory is None:
+        return
     images = [int(found[1]) for name in os.listdir(directory) if (found := re.fullmatch(r"pagemap-(\d+)\.img", name))]
     serve(connection, {image: last for image in images if (last := chain(directory, image)) is not None})
 

@@ -6,6 +6,7 @@ that has a third of it and points to the other for the rest.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from phaul_criu.install import find_binary
 from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.requests import DumpOptions, RestoreOptions
 from phaul_criu.rpc import pagemap_pb2
-from phauld.lazy_chain import has_parent, make_lazy, serve_chain
+from phauld.lazy_chain import PageSource, has_parent, make_lazy
 from tests.node.criu_victims import Victim, no_leaks, start_victim, subreaper
 
 pytestmark = pytest.mark.criu
@@ -71,9 +72,9 @@ async def test_earlier_rounds_are_restored_lazily_too(tmp_path: Path, victim: Vi
         take_apart(images, tmp_path / "0")
         assert has_parent(images)
         make_lazy(images)
-        server, source = await serve_chain(images)
-        async with server:
-            with source:
+        server = await PageSource.start()
+        async with contextlib.aclosing(server):
+            with server.serve(images) as source:
                 options = LazyPagesOptions(images_dir_fd=images_fd, page_server_fd=source.fileno())
                 lazy_pages = await LazyPages.start(criu.binary, options)
             async with lazy_pages:
@@ -106,3 +107,9 @@ async def test_a_round_that_is_missing_fails_the_restore(tmp_path: Path, victim:
             await criu.restore(RestoreOptions(images_dir_fd=images_fd))
     finally:
         os.close(images_fd)
+
+
+async def test_whom_nobody_asks_ends_by_itself() -> None:
+    server = await PageSource.start()
+    await server.aclose(patience_seconds=20)
+    assert await server.wait() == 0
