@@ -8,6 +8,7 @@ import grp
 import ipaddress
 import math
 import os
+import re
 import socket
 import tomllib
 import types
@@ -81,6 +82,8 @@ class Config:
             raise BadSetting("log_format", f"{self.log_format!r} is neither text nor json")
         if self.http_listen:
             self._check_http()
+        if self.otlp_endpoint and not re.match(r"https?://[^/]+|unix:.", self.otlp_endpoint):
+            raise BadSetting("otlp_endpoint", f"{self.otlp_endpoint!r} is not http://HOST:PORT, https:// or unix:PATH")
         if self.socket_group:
             self._check_group()
         if not 0 <= self.data_port <= 65535:

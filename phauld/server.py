@@ -124,6 +124,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     migrations = MigrationsService(node, config.images_dir, workloads, journal, config.max_outgoing, observer)
     interceptors = [*observer.server_interceptors(), ErrorInterceptor(guard, observer)]
     server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
+    stack.push_async_callback(server.stop, None)
     remote_pb2_grpc.add_RemoteServicer_to_server(remote, server)
     migrations_pb2_grpc.add_MigrationsServicer_to_server(migrations, server)
     node_service = NodeService(node, workloads, migrations.preflight, lambda: (remote.active, migrations.active))
@@ -142,13 +143,15 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
 
     feeding = asyncio.create_task(notifier.feed_watchdog(status), name="watchdog")
     stack.callback(feeding.cancel)
+    web = await _start_web(config, node, migrations, remote, metrics)
+    if web is not None:
+        stack.push_async_callback(web.stop)
     await remote.recover()  # before anybody can ask about a session
     await server.start()
     _give_socket(config)
     await migrations.recover()
-    web = await _start_web(config, node, migrations, remote, metrics)
     if web is not None:
-        stack.push_async_callback(web.stop)
+        web.health = "serving"
     notifier.ready(status())
     if config.insecure:
         logger.warning("insecure: bytes may be in clear on the network, see docs/security.md")
@@ -157,7 +160,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     logger.info("stopping")
     notifier.stopping(status())
     if web is not None:
-        web.is_draining = True
+        web.health = "stopping"
     await checks.enter_graceful_shutdown()
     async with asyncio.timeout(DRAIN_SECONDS):
         await migrations.close()

@@ -58,7 +58,7 @@ class Web:
         self._server: asyncio.Server | None = None
         host = split_address("http_listen", config.http_listen)[0]
         self._secured = Secured(node.guard) if node.guard is not None and not is_loopback(host) else None
-        self.is_draining = False
+        self.health = "starting"  #: then "serving", then "stopping"
 
     async def start(self) -> None:
         """Raises `InvalidRequest` when the port is taken."""
@@ -123,7 +123,7 @@ class Web:
         return web.Response(body=self._metrics.text(), headers=headers)
 
     async def _get_health(self, request: web.Request) -> web.Response:
-        return web.Response(status=503, text="stopping\n") if self.is_draining else web.Response(text="serving\n")
+        return web.Response(status=200 if self.health == "serving" else 503, text=f"{self.health}\n")
 
     async def _get_state(self, request: web.Request) -> web.Response:
         info = self._node.info(incoming=self._remote.active, outgoing=self._migrations.active)
@@ -141,7 +141,7 @@ class Web:
                 "outgoing_limit": info.capacity.outgoing_limit,
                 "incoming": info.capacity.incoming,
                 "incoming_limit": info.capacity.incoming_limit,
-                "draining": self.is_draining,
+                "draining": self.health == "stopping",
             },
             "migrations": [_brief(each) for each in self._migrations.newest(SHOWN)],
             "sessions": [_session(each) for each in self._remote.sessions if each.phase is not session.Phase.ABORTED],

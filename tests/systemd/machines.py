@@ -32,6 +32,7 @@ PACKAGE: Final = ROOT / "scripts" / "package"
 SHARED: Final = Path("/shared")
 VICTIM: Final = SHARED / "heartbeat.py"
 ADDRESSES: Final = {"a": "10.78.1.1", "b": "10.78.1.2"}
+NETWORK: Final = "10.78.1.0/24"
 LINK: Final = "node0"
 NEWER: Final = "0.1.1~test"
 BOOT_SECONDS: Final = 60.0
@@ -184,6 +185,28 @@ class Machine:
             yield
         finally:
             self.run("tc", "qdisc", "delete", "dev", LINK, "root")
+
+    @contextlib.contextmanager
+    def drop_in(self, text: str) -> Iterator[None]:
+        """Within the block, phauld runs with these settings over those of its unit."""
+        directory = self.root / "run/systemd/system/phauld.service.d"
+        directory.mkdir(parents=True)
+        file = directory / "test.conf"
+        file.write_text(text)
+        try:
+            self.restart()
+            yield
+        finally:
+            file.unlink()
+            directory.rmdir()
+            self.restart()
+
+    def restart(self) -> None:
+        """Restart phauld with its unit read anew."""
+        phauld = self.main_pid
+        self.run("systemctl", "daemon-reload")
+        self.run("systemctl", "restart", "phauld")
+        self.until_serving(not_pid=phauld)
 
     def until_phase(self, phase: str, name: str) -> None:
         """Wait for the migration of this workload from here to be in a phase."""

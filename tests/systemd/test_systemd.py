@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any, Final
 
 import pytest
 
-from tests.systemd.machines import NEWER, Machine, newer_package, until
+from tests.systemd.machines import NETWORK, NEWER, ROOT, Machine, newer_package, until
 from tests.victims.heartbeat import Beats, read_beats
 
 pytestmark = pytest.mark.timeout(300)
 
+HARDENING: Final = ROOT / "deploy/phauld-hardening.conf"
+CAP_MKNOD: Final = 27
 TREES: Final = 20
 QUIET_SECONDS: Final = 1.0
 SLOW_MIB: Final = 8  #: a second on the link: 64 MiB take 8 s
@@ -40,9 +43,9 @@ def _has_checked(machine: Machine, name: str, before: int) -> bool:
     return beats(machine, name).checks > before
 
 
-def move(source: Machine, destination: Machine, name: str) -> dict[str, Any]:
+def move(source: Machine, destination: Machine, name: str, *options: str) -> dict[str, Any]:
     """Move a workload; the report."""
-    output = source.run("phaul", "--json", "migrate", "-q", name, "--to", destination.address)
+    output = source.run("phaul", "--json", "migrate", "-q", name, "--to", destination.address, *options)
     report: dict[str, Any] = json.loads(output.splitlines()[-1])
     assert report["outcome"] == "moved", report
     return report
@@ -159,12 +162,7 @@ def test_a_restart_in_the_freeze_rolls_back(machines: Pair) -> None:
 
 def test_a_phauld_that_hangs_is_replaced_by_the_watchdog(machines: Pair) -> None:
     _, b = machines
-    directory = b.root / "run/systemd/system/phauld.service.d"
-    directory.mkdir(parents=True)
-    (directory / "quick.conf").write_text("[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n")
-    try:
-        b.run("systemctl", "daemon-reload")
-        b.run("systemctl", "restart", "phauld")
+    with b.drop_in("[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n"):
         b.start_workload("hung")
         pid, phauld = b.running()["hung"], b.main_pid
         b.run("kill", "-STOP", str(phauld))
@@ -172,11 +170,37 @@ def test_a_phauld_that_hangs_is_replaced_by_the_watchdog(machines: Pair) -> None
         assert b.running()["hung"] == pid
         assert_beats(b, "hung")
         assert "Watchdog timeout" in b.run("journalctl", "--unit", "phauld", "--no-pager")
-    finally:
-        (directory / "quick.conf").unlink()
-        directory.rmdir()
-        b.run("systemctl", "daemon-reload")
-        b.run("systemctl", "restart", "phauld")
+
+
+def exposure(machine: Machine) -> float:
+    """What `systemd-analyze security` says of the unit: 10 is worst."""
+    said = machine.run("systemd-analyze", "security", "phauld", "--no-pager", check=False)
+    found = re.search(r"Overall exposure level for phauld.service: ([0-9.]+)", said)
+    assert found is not None, said
+    return float(found[1])
+
+
+def test_trees_move_under_the_hardening_drop_in(machines: Pair, json_report: dict[str, Any]) -> None:
+    a, b = machines
+    plain = exposure(a)
+    hardening = HARDENING.read_text().replace("192.0.2.0/24", NETWORK)
+    with_addresses = re.sub(r"^#(IPAddress)", r"\1", hardening, flags=re.MULTILINE)
+    with a.drop_in(hardening), b.drop_in(with_addresses):
+        for machine in machines:
+            status = (machine.root / f"proc/{machine.main_pid}/status").read_text()
+            assert not int(re.findall(r"CapBnd:\s+(\w+)", status)[0], 16) >> CAP_MKNOD & 1
+        scores = {"unit": plain, "hardened": exposure(a), "hardened_with_addresses": exposure(b)}
+        a.start_workload("hardened", "--mib", "16")
+        for source, destination, *options in (
+            (a, b, "--restore", "eager"),
+            (b, a, "--restore", "lazy"),
+            (a, b, "--mode", "post-copy"),
+            (b, a, "--mode", "post-copy"),
+        ):
+            move(source, destination, "hardened", *options)
+            assert_beats(destination, "hardened")
+    assert scores["hardened"] < plain
+    json_report["systemd_exposure"] = scores
 
 
 def test_a_stop_ends_phauld_well_and_no_tree(machines: Pair) -> None:

@@ -159,6 +159,14 @@ def test_the_page_is_not_shown_to_the_network_unless_that_was_said() -> None:
     assert load_config(None, NO_ENVIRONMENT, {"http_listen": "0.0.0.0:7709", "insecure": "true"}).http_listen
 
 
+def test_traces_go_to_an_address() -> None:
+    with pytest.raises(
+        InvalidRequest, match="--otlp-endpoint: otlp_endpoint: 'localhost:4317' is not http://HOST:PORT"
+    ):
+        load_config(environment={}, flags={"otlp_endpoint": "localhost:4317"})
+    assert load_config(environment={}, flags={"otlp_endpoint": "http://localhost:4317"}).otlp_endpoint
+
+
 def test_the_socket_goes_to_a_group_that_exists() -> None:
     assert load_config(environment={}, flags={"socket_group": "daemon"}).socket_group == "daemon"
     with pytest.raises(
