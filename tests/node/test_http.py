@@ -14,7 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, types_pb2
 from tests.browser import browser, browser_missing
-from tests.daemon import DaemonFailed
 from tests.node.test_daemons import Victim
 from tests.nodes import Node, Nodes, until
 
@@ -68,11 +67,11 @@ async def test_the_page_is_read_only_and_for_this_machine(nodes: Nodes) -> None:
 
 async def test_a_port_that_is_taken_is_told_before_anything_is_served(nodes: Nodes) -> None:
     await nodes.a.start_phauld(http_listen=HTTP)
-    with pytest.raises(DaemonFailed) as failed:
-        await nodes.a.daemon.start(
-            http_listen=HTTP, listen="127.0.0.1:9707", data_port=9708, unix="/run/other.sock", state_dir="/run/other"
-        )
-    said = str(failed.value)
+    words = ["--listen", "127.0.0.1:9707", "--data-port", "9708", "--unix", "/run/other.sock", "--http-listen", HTTP]
+    words += ["--state-dir", "/run/other", "--images-dir", "/run/images", "--log-dir", "/run/log"]
+    done = await nodes.a.run([nodes.a.programs / "phauld", *words], check=False)
+    assert done.returncode == 1
+    said = done.stderr
     assert f"cannot serve HTTP on {HTTP}: Address already in use" in said
     assert "Traceback" not in said
     assert not (nodes.a.root / "run/other.sock").exists()

@@ -35,8 +35,10 @@ def test_flags_win_over_variables_and_variables_over_the_file(file: Path) -> Non
 def test_every_setting_is_a_flag_a_variable_and_a_key(file: Path, name: str) -> None:
     kind, default = get_type_hints(Config)[name], getattr(Config(), name)
     by_kind = {bool: str(not default).lower(), int: "5", float: "5"}
-    chosen = {"listen": "127.0.0.1:1", "http_listen": "127.0.0.1:2", "log_level": "error", "log_format": "json"}
-    chosen["socket_group"] = "daemon"
+    chosen = {"listen": "127.0.0.1:1", "http_listen": "127.0.0.1:2", "log_level": "error", "log_format": "json"} | {
+        "otlp_endpoint": "http://c:1"
+    }
+    chosen |= {"socket_group": "daemon", "otlp_endpoint": "http://c:1"}
     text = chosen.get(name) or by_kind.get(kind, f"/x/{name}")
     flag = f"--{name.replace('_', '-')}"
     action = next(each for each in _parser()._actions if flag in each.option_strings)
