@@ -28,7 +28,7 @@ def make_ca(directory: Path, days: int = CA_DAYS) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "phaul CA")])
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-    builder = _builder(name, name, key.public_key(), days)
+    builder = _builder(name, name, key.public_key(), days, key.public_key())
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     _write(directory, builder.add_extension(usage, critical=True).sign(key, hashes.SHA256()), CA_FILE, key, CA_KEY_FILE)
 
@@ -49,7 +49,7 @@ def issue(ca_directory: Path, name: str, directory: Path, days: int = NODE_DAYS)
     names = [x509.UniformResourceIdentifier(f"phaul://node/{name}"), x509.DNSName(name)]
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     certificate = (
-        _builder(subject, ca.subject, key.public_key(), days)
+        _builder(subject, ca.subject, key.public_key(), days, ca_key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -61,8 +61,13 @@ def issue(ca_directory: Path, name: str, directory: Path, days: int = NODE_DAYS)
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    days: int,
+    issuer_key: ec.EllipticCurvePublicKey,
 ) -> x509.CertificateBuilder:
+    """The keys' identifiers tell CAs of the same name apart, while an old and a new one both count."""
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -72,6 +77,8 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(min(now, now + datetime.timedelta(days=days)) - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     )
 
 
