@@ -2,9 +2,14 @@
 
 import configparser
 import dataclasses
+import json
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from phauld.__main__ import EXIT_CONFIGURATION
 from phauld.config import Config, load_config
@@ -27,6 +32,38 @@ def test_the_sample_has_every_setting_once_with_its_default(tmp_path: Path) -> N
 
 def test_the_sample_as_it_is_is_the_default() -> None:
     assert load_config(DEPLOY / "phauld.toml", {}) == Config()
+
+
+def test_grafana_knows_all_that_the_dashboard_says() -> None:
+    """Read by Grafana's own types and written again nothing is lost: a word that Grafana does not know would be."""
+    plugins.register_default_plugins()
+    said = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+    assert _lost(said, _by_grafana(said)) == []
+    said["panels"][0]["titel"] = "In doubt"
+    assert _lost(said, _by_grafana(said)) == ["/panels/0/titel"]
+
+
+def _by_grafana(said: Any) -> Any:
+    return json.loads(json.dumps(Dashboard.from_json(said), cls=JSONEncoder))
+
+
+def _lost(said: Any, kept: Any, path: str = "") -> list[str]:
+    if isinstance(said, dict) and isinstance(kept, dict):
+        return [each for key in said for each in _lost(said[key], kept.get(key), f"{path}/{key}")]
+    if isinstance(said, list) and isinstance(kept, list) and len(said) == len(kept):
+        return [each for number in range(len(said)) for each in _lost(said[number], kept[number], f"{path}/{number}")]
+    return [] if said == kept else [path]
+
+
+def test_panels_of_the_dashboard_do_not_overlap() -> None:
+    panels = json.loads((DEPLOY / "grafana-dashboard.json").read_text())["panels"]
+    places = [each["gridPos"] for each in panels]
+    cells = [
+        (x, y) for at in places for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24
+    assert len({each["id"] for each in panels}) == len(panels)
 
 
 def test_the_unit_ends_phauld_alone_and_does_not_restart_a_wrong_configuration() -> None:
