@@ -1,11 +1,21 @@
 """Manual pages of the command line, made of its own help texts (pure but for the text that it is given)."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import click
 
+from phaul_client.cli.outcomes import MEANINGS
+
+_ENVIRONMENT: Final = (
+    ("PHAUL_DAEMON", "The phauld to ask, where --daemon does not say it."),
+    ("PHAUL_TLS_DIR, PHAUL_TLS_NAME", "As --tls-dir and --tls-name."),
+    ("NO_COLOR", "If it is set, progress has no colours."),
+)
+_OTHER_STATUS: Final = {
+    "wait": [("N", "That of what it waited for, 128 + N after signal N."), ("1", "It moved away, or is not known.")]
+}
 _ESCAPES: Final = {"\\": r"\e", "-": r"\-", "~": r"\(ti", "^": r"\(ha", "`": r"\(ga"}
 
 
@@ -46,8 +56,19 @@ def page(made: click.Command, full_name: str, version: str, see: list[str]) -> s
         heading, _, body = section.strip().partition("\n")
         if heading:
             lines += [f".SH {roff(heading.rstrip(':').upper())}", ".nf", roff(body.rstrip()), ".fi"]
+    if not isinstance(made, click.Group):  # its help ends with them
+        usual = [(str(int(code)), f"{text}.") for code, text in MEANINGS.items()]
+        lines += definitions("EXIT STATUS", _OTHER_STATUS.get(made.name or "", usual))
+    lines += definitions("ENVIRONMENT", _ENVIRONMENT)
     references = ", ".join(f"\\fB{roff(each)}\\fR(1)" for each in see)
     return "\n".join([*lines, ".SH SEE ALSO", references, ""])
+
+
+def definitions(heading: str, rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """A section of words and what each means."""
+    yield f".SH {roff(heading)}"
+    for word, meaning in rows:
+        yield from (".TP", f".B {roff(word)}", roff(meaning))
 
 
 def _paragraphs(text: str) -> Iterator[str]:
