@@ -80,7 +80,7 @@ async def test_a_move_is_counted_as_its_report_says(served: Nodes, tmp_path: Pat
 async def test_what_goes_on_and_what_does_not_succeed(served: Nodes, tmp_path: Path) -> None:
     a, b, _ = served
     await Victim.start(a, tmp_path, "victim", 64)
-    await a.limit_bandwidth(8 << 20)
+    await a.limit_bandwidth(2 << 20)  # half a minute, or until it is cancelled
     started = (await a.phaul("migrate", "victim", "--to", b.address, "--detach", check=True)).stdout.split()[0]
     here, there = (
         await settled(a, "phaul_migrations", phase="FREEZING"),
