@@ -96,11 +96,10 @@ class Relay:
             case "status":
                 pass
             case "link":
-                secured, packing = message["tls"], message["packing"]
+                secured = message.get("tls")
                 assert secured is None or isinstance(secured, dict)
-                assert packing is None or isinstance(packing, dict)
                 sock = socket.socket(fileno=descriptors.pop())
-                self.link.replace(connect(sock, secured, packing, server_side=self.is_server))
+                self.link.replace(connect(sock, secured, server_side=self.is_server))
             case _:
                 return {"error": f"unknown command {message['do']}"}
         return self.status()

@@ -53,9 +53,7 @@ def come(target: Target, token: bytes, certificates: Path) -> TlsWire:
     sock = target.connect(to_data=True)
     sock.sendall(Preamble(StreamKind.PAGES, token).encode())
     assert sock.recv(1) == bytes([Verdict.ACCEPTED])
-    wire = make_tls(sock, certificates, "target", server_side=False)
-    assert isinstance(wire, TlsWire)
-    return wire
+    return make_tls(sock, certificates, "target", server_side=False)
 
 
 async def test_the_owner_gets_in(target: Target, certificates: Path) -> None:

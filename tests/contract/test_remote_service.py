@@ -363,10 +363,9 @@ async def test_a_session_whose_pipe_is_never_connected_leaves_nothing(there: Des
     await until(lambda: not pipes() and there.is_clean(), 10)
 
 
-@pytest.mark.parametrize("wanted", ["tls", "kernel_tls"])
-async def test_tls_of_pages_where_there_is_none(there: Destination, wanted: str) -> None:
+async def test_tls_of_pages_where_there_is_none(there: Destination) -> None:
     request = opening()
-    setattr(request.page_pipe, wanted, True)
+    request.page_pipe.tls = True
     async with there.remote() as remote:
         assert await reason(remote.open_session(request)) == "PEER_INCOMPATIBLE"
     assert there.is_clean()
