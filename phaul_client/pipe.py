@@ -39,6 +39,25 @@ class PipeTls:
     directory: Path  #: of our certificates
     peer: str  #: the name in the certificate of the other end
     revoked: tuple[str, ...] = ()  #: SHA-256 of certificates
+    kernel: bool = False  #: this node's kernel can make and read the records: see `kernel_tls.py`
+
+    def told(self) -> dict[str, object]:
+        """As `wire.make_tls` gets it in another process."""
+        names = {"directory": str(self.directory), "name": self.peer, "revoked": list(self.revoked)}
+        return {**names, "kernel": self.kernel}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkTerms:
+    """What two relays of a post-copy have agreed on for their connection."""
+
+    tls: PipeTls | None = None
+    packing: str | None = None  #: a word of `Compression`: frames with checksums, those sent here compressed so
+
+    def told(self) -> dict[str, object]:
+        """As a relay gets it, in a process that knows no libraries."""
+        packing = None if self.packing is None else {"compression": self.packing, "paths": library_paths()}
+        return {"tls": self.tls and self.tls.told(), "packing": packing}
 
 
 class PagePipe:
@@ -64,7 +83,7 @@ class PagePipe:
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             with control_theirs, local_theirs:
                 numbers = (control_theirs.fileno(), local_theirs.fileno(), board_fd)
-                argv = [sys.executable, "-I", "-S", "-c", _PROGRAM, json.dumps(_paths()), *map(str, numbers)]
+                argv = [sys.executable, "-I", "-S", "-c", _PROGRAM, json.dumps(library_paths()), *map(str, numbers)]
                 child = await spawn(argv, pass_fds=numbers)
         except BaseException:
             control.close()
@@ -81,11 +100,20 @@ class PagePipe:
         return self._child.pid
 
     async def connect(
-        self, sock: socket.socket, *, server_side: bool, tls: PipeTls | None = None, compression: str = "off"
+        self,
+        sock: socket.socket,
+        *,
+        server_side: bool,
+        tls: PipeTls | None = None,
+        compression: str = "off",
+        hands_over: bool = False,
     ) -> None:
-        """Give it a copy of the connection to the other node, and wait until it carries. Raises `PhaulError`."""
-        secured = tls and {"directory": str(tls.directory), "name": tls.peer, "revoked": list(tls.revoked)}
-        message = {"tls": secured, "server": server_side, "compression": compression}
+        """Give it a copy of the connection to the other node, and wait until it carries. Raises `PhaulError`.
+
+        `hands_over`: it only greets, leaves TLS to the kernel, and ends; then criu gets `sock` itself, not `socket`.
+        """
+        told = tls and tls.told()
+        message = {"tls": told, "server": server_side, "compression": compression, "hands_over": hands_over}
         try:
             socket.send_fds(self._control, [json.dumps(message).encode()], [sock.fileno()])
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -133,8 +161,8 @@ class PagePipe:
             self._board.close()
 
 
-def _paths() -> list[str]:
-    """Where its modules are: it starts without `site`, which takes longer than all the rest."""
+def library_paths() -> list[str]:
+    """Where a process finds its modules that starts without `site`, which takes longer than all the rest."""
     found = [_ROOT]
     for name in _LIBRARIES:
         spec = importlib.util.find_spec(name)

@@ -9,13 +9,15 @@ The invariants. No byte of a frame reaches criu before its checksum was compared
 the other end's criu, or its phauld, closed the stream, or with a failure on the board (`pipe_board.py`): either way
 criu's own conversation is broken, its dump or its page server fails, and the tree runs on.
 
-It ends when the stream has ended in both directions, when it fails, and when phauld closes the control socket, as by
-its death.
+Where both kernels do TLS and nothing else was asked for, it only greets the other end and hands the connection over to
+criu. Else it ends when the stream has ended in both directions, when it fails, and when phauld closes the control
+socket, as by its death.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -82,7 +84,8 @@ class Pipe:
         except wires.WireError as exc:
             self._fail("IMAGE_CORRUPT" if "DECRYPTION" in str(exc) else "PEER_UNREACHABLE", f"page stream: {exc}")
         except OSError as exc:
-            self._fail("PEER_UNREACHABLE", f"page stream: {exc.strerror or exc}")
+            reason = "IMAGE_CORRUPT" if exc.errno == errno.EBADMSG else "PEER_UNREACHABLE"  # the kernel's TLS says that
+            self._fail(reason, f"page stream: {exc.strerror or exc}")
         except Exception as exc:
             self._fail("INTERNAL", f"page pipe: {exc!r}")
 
@@ -192,7 +195,9 @@ def make_wire(sock: socket.socket, message: dict[str, Any]) -> Wire:
     if tls is None:
         return wires.PlainWire(sock)
     directory = Path(tls["directory"])
-    return wires.make_tls(sock, directory, tls["name"], tls["revoked"], server_side=message["server"])
+    return wires.make_tls(
+        sock, directory, tls["name"], tls["revoked"], server_side=message["server"], kernel=tls["kernel"]
+    )
 
 
 def watch(control: socket.socket) -> None:
@@ -214,9 +219,9 @@ def main() -> None:
     threading.Thread(target=watch, args=(control,), daemon=True, name="control").start()
     try:
         message = json.loads(data)
-        pipe = Pipe(local, make_wire(socket.socket(fileno=descriptors[0]), message), board, message["compression"])
+        wire = make_wire(socket.socket(fileno=descriptors[0]), message)
     except OSError as exc:
         board.fail("UNAUTHORIZED" if isinstance(exc, wires.WireError) else "PEER_UNREACHABLE", f"page stream: {exc}")
         os._exit(1)
     control.send(b"ready")
-    os._exit(pipe.run())
+    os._exit(0 if message["hands_over"] else Pipe(local, wire, board, message["compression"]).run())

@@ -28,7 +28,7 @@ from phaul_client.errors import InvalidRequest, PeerError, PeerRefused, PhaseErr
 from phaul_client.huge_pages import collapse_tree
 from phaul_client.images import relative_parent
 from phaul_client.local import CriuLocal, Settings
-from phaul_client.pipe import PipeTls
+from phaul_client.pipe import LinkTerms
 from phaul_client.remote import GrpcRemote
 from phaul_client.stream import StreamKind
 from phaul_client.timeline import Step
@@ -77,7 +77,7 @@ class ServingRelay(Protocol):
 
     async def status(self) -> RelayStatus: ...
 
-    async def link(self, sock: socket.socket, tls: PipeTls | None = None) -> None: ...
+    async def link(self, sock: socket.socket, terms: LinkTerms) -> None: ...
 
     async def finish(self) -> None: ...
 
@@ -95,13 +95,8 @@ class Progress:
 #: Starts a relay with a `criu swrk` below it: the relay, and the connection to criu.
 StartRelay = Callable[[], Awaitable[tuple[ServingRelay, socket.socket]]]
 OnProgress = Callable[[Progress], None]
-#: How the relays talk, asked for each connection; `None`: in clear. Raises `InvalidRequest`.
-LinkTls = Callable[[], PipeTls | None]
-
-
-def in_clear() -> PipeTls | None:
-    """No TLS."""
-    return None
+#: How the relays talk, asked for each connection. Raises `InvalidRequest`.
+AskTerms = Callable[[], LinkTerms]
 
 
 class Serving:
@@ -114,9 +109,9 @@ class Serving:
         relay: ServingRelay,
         doubt: Doubt,
         on_progress: OnProgress,
-        tls: LinkTls = in_clear,
+        terms: AskTerms = LinkTerms,
     ) -> None:
-        self._tls = tls
+        self._terms = terms
         self._migration_id = migration_id
         self._remote = remote
         self._relay = relay
@@ -125,8 +120,9 @@ class Serving:
 
     async def link(self) -> None:
         """Connect the relay to the destination. Raises `PhaulError`: `PeerError`, `RelayGone`, or of the policy."""
-        tls = self._tls()
-        await self._relay.link(await self._remote.open_stream(StreamKind.LAZY_PAGES, tls=tls is not None), tls)
+        terms = self._terms()
+        tls, packed = terms.tls is not None, terms.packing is not None
+        await self._relay.link(await self._remote.open_stream(StreamKind.LAZY_PAGES, tls=tls, packed=packed), terms)
 
     @contextlib.asynccontextmanager
     async def linked(self, on_gone: Callable[[RelayGone], None] = lambda _: None) -> AsyncIterator[None]:
@@ -204,13 +200,13 @@ class PostcopyLocal(CriuLocal):
         *,
         start_relay: StartRelay,
         on_progress: OnProgress,
-        tls: LinkTls = in_clear,
+        terms: AskTerms = LinkTerms,
         on_phase: Callable[[Phase], None] = lambda _: None,
         clean_up: Callable[[], Awaitable[None]] = nothing,
     ) -> None:
         super().__init__(migration_id, remote, journal, settings, on_phase=on_phase, clean_up=clean_up)
         self._start_relay = start_relay
-        self._tls = tls
+        self._terms = terms
         self._on_progress = on_progress
         self._relay: ServingRelay | None = None
         self._pages: Serving | None = None
@@ -260,7 +256,7 @@ class PostcopyLocal(CriuLocal):
             status = await self._relay.status()
             self._criu = identity(status.criu_pid)
             self._pages = Serving(
-                self._migration_id, self._remote, self._relay, self._doubt, self._on_progress, self._tls
+                self._migration_id, self._remote, self._relay, self._doubt, self._on_progress, self._terms
             )
             self._hurry()
             await self._pages.link()
@@ -410,7 +406,7 @@ class PostcopyRecovery(Recovery):
         criu: Mapping[str, Any],
         doubt: Doubt,
         on_progress: OnProgress,
-        tls: LinkTls = in_clear,
+        terms: AskTerms = LinkTerms,
         on_phase: Callable[[Phase], None] = lambda _: None,
         clean_up: Callable[[], Awaitable[None]] = nothing,
     ) -> None:
@@ -420,7 +416,7 @@ class PostcopyRecovery(Recovery):
         self._transitions = commit.POSTCOPY_TRANSITIONS
         self._relay = relay
         self._criu = criu
-        self._pages = Serving(migration_id, remote, relay, doubt, on_progress, tls)
+        self._pages = Serving(migration_id, remote, relay, doubt, on_progress, terms)
 
     async def run(self) -> Phase:
         assert self._tree is not None

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import enum
 import struct
-import zlib
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
@@ -57,9 +56,6 @@ class Flag(enum.IntFlag):
 
     NONE = 0
     LAST = 1  #: the last piece of this answer
-    CHECKED = 2  #: the head holds the CRC-32 of the content
-    LZ4 = 4
-    ZSTD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,24 +129,18 @@ class AnswerHead:
     length_bytes: int
     size_bytes: int
     flags: Flag = Flag.NONE
-    crc32: int = 0
 
     def encode(self) -> bytes:
         return _HEAD.pack(
             Kind.ANSWER,
             self.flags,
             0,
-            self.crc32,
+            0,
             self.sequence,
             self.offset_bytes,
             self.length_bytes,
             self.size_bytes,
         )
-
-    def check(self, content: bytes | memoryview) -> None:
-        """Raises `RemoteProtocolError` if the content is not what was sent."""
-        if Flag.CHECKED in self.flags and zlib.crc32(content) != self.crc32:
-            raise RemoteProtocolError(_PEER, f"the checksum of answer {self.sequence} does not match")
 
 
 Event = Question | AnswerHead
@@ -183,7 +173,7 @@ class FrameReader:
         wanted = self._wanted()
         if len(self._buffer) < wanted:
             return None
-        kind, flags, _, crc32, sequence, offset, length, size = _HEAD.unpack_from(self._buffer)
+        kind, flags, _, _, sequence, offset, length, size = _HEAD.unpack_from(self._buffer)
         content = bytes(self._buffer[HEAD_BYTES:wanted])
         del self._buffer[:wanted]
         if kind == Kind.QUESTION:
@@ -194,7 +184,6 @@ class FrameReader:
             length_bytes=length,
             size_bytes=size,
             flags=Flag(flags),
-            crc32=crc32,
         )
 
     def _wanted(self) -> int:

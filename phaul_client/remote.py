@@ -135,14 +135,25 @@ class GrpcRemote:
             raise RemoteProtocolError(self.address, f"a lease of {seconds:g} s was granted")
         self._socket = await self._connect(host, answer.data_port, self._preamble(StreamKind.PAGES, answer))
         if self._pipe is not None:
-            compression = COMPRESSIONS[request.page_pipe.compression]
-            await self._pipe.connect(self._socket, server_side=False, tls=tls, compression=compression)
+            terms = request.page_pipe
+            await self._pipe.connect(
+                self._socket,
+                server_side=False,
+                tls=tls,
+                compression=COMPRESSIONS[terms.compression],
+                hands_over=terms.kernel_tls,
+            )
+            if terms.kernel_tls:
+                await self._pipe.aclose()
+                self._pipe = None
         self._lease = Lease(self.address, seconds, self._renew, lambda error: self.on_lost(error))
         return answer
 
-    async def open_stream(self, kind: StreamKind, *, tls: bool = False) -> socket.socket:
+    async def open_stream(self, kind: StreamKind, *, tls: bool = False, packed: bool = False) -> socket.socket:
         """One more connection to the data port, the caller's; with `tls` a handshake comes next. Raises `PeerError`."""
-        request = remote_pb2.OpenStreamRequest(migration_id=self.migration_id, kind=STREAM_KINDS[kind], tls=tls)
+        request = remote_pb2.OpenStreamRequest(
+            migration_id=self.migration_id, kind=STREAM_KINDS[kind], tls=tls, packed=packed
+        )
         answer = await self._call(self._stub.OpenStream(request, timeout=CALL_SECONDS))
         host = self.address.rpartition(":")[0].strip("[]")
         return await self._connect(host, answer.data_port, self._preamble(kind, answer))

@@ -5,7 +5,8 @@ standard library is imported, so that such a process starts quickly. The invaria
 took is on its way when it returns, and `receive_into` returns as soon as there is one byte.
 
 TLS is done in memory (MemoryBIO): two threads may then use one session under a lock that nobody holds while waiting
-for the network. A peer is the node that its certificate names, as in gRPC (`phauld/access.py`).
+for the network; or by the kernel (`kernel_tls.py`), for which it is a plain connection afterwards. A peer is the node
+that its certificate names, as in gRPC (`phauld/access.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+from phaul_client.kernel_tls import Buffer, KernelHandshake
+from phaul_client.kernel_tls import WireError as WireError
+
 URI_PREFIX: Final = "phaul://node/"
 HANDSHAKE_SECONDS: Final = 10.0
 #: What is encrypted at once: while these bytes travel, the next are encrypted here and these decrypted there.
@@ -26,12 +30,6 @@ CHUNK_BYTES: Final = 1 << 18
 _IOV_MAX: Final = 1024
 _WELCOME: Final = b"\0"
 _UNKNOWN: Final = b"\1"
-
-Buffer = bytes | bytearray | memoryview
-
-
-class WireError(OSError):
-    """The other end cannot be talked to: who it is, or what it sends, is not what it should be."""
 
 
 class Wire(Protocol):
@@ -88,7 +86,7 @@ class TlsWire:
         self._sending = threading.Lock()  # records leave in the order in which they were made; taken before _state
         self._encrypted = bytearray(CHUNK_BYTES)
 
-    def handshake(self, timeout_seconds: float = HANDSHAKE_SECONDS) -> None:
+    def handshake(self, timeout_seconds: float) -> None:
         """Raises `WireError`: who is there is not of our CA, or does not speak TLS."""
         self._socket.settimeout(timeout_seconds)
         try:
@@ -110,18 +108,9 @@ class TlsWire:
         finally:
             self._socket.settimeout(None)
 
-    def check_peer(self, name: str, revoked: Collection[str] = ()) -> None:
-        """Raises `WireError` unless the other end is this node, by a certificate that is not revoked."""
-        certificate = self._tls.getpeercert(binary_form=True)
-        facts = self._tls.getpeercert()
-        if certificate is None or not facts:
-            raise WireError("TLS: the other end has no certificate")
-        if hashlib.sha256(certificate).hexdigest() in revoked:
-            raise WireError("TLS: the certificate of the other end is revoked")
-        uris = [str(each[1]) for each in facts.get("subjectAltName", ()) if each[0] == "URI"]
-        names = [uri.removeprefix(URI_PREFIX) for uri in uris if uri.startswith(URI_PREFIX)]
-        if names != [name]:
-            raise WireError(f"TLS: the other end is {', '.join(names) or 'no node'}, expected is {name}")
+    @property
+    def session(self) -> ssl.SSLObject:
+        return self._tls
 
     def send(self, pieces: Sequence[Buffer]) -> int:
         total = 0
@@ -181,39 +170,78 @@ class TlsWire:
 
 
 def make_tls(
-    sock: socket.socket, directory: Path, name: str, revoked: Collection[str] = (), *, server_side: bool
-) -> TlsWire:
+    sock: socket.socket,
+    directory: Path,
+    name: str,
+    revoked: Collection[str] = (),
+    *,
+    server_side: bool,
+    kernel: bool = False,
+) -> Wire:
     """Mutual TLS over a connected socket, with the certificates in `directory`, with the node `name` and nobody else.
+
+    `kernel`: its records are made and read by the kernel, which must be able to (`kernel_tls.works`); the socket then
+    carries what it is given under TLS, and a `PlainWire` of it comes back. The two ends may differ in this.
 
     The server says a byte when it knows the client: in TLS 1.3 a handshake may end well for a client that is refused.
     Raises `WireError`, `OSError`; the socket is closed then.
     """
     try:
-        wire = TlsWire(sock, tls_context(directory, server_side=server_side), server_side=server_side)
-        wire.handshake()
-        sock.settimeout(HANDSHAKE_SECONDS)
-        if server_side:
-            _greet(wire, name, revoked)
-        else:
-            wire.check_peer(name, revoked)
-            answer = bytearray(1)
-            if not wire.receive_into(memoryview(answer)) or bytes(answer) != _WELCOME:
-                raise WireError("TLS: the other end does not take this node for the one that it expects")
-        sock.settimeout(None)
+        context = tls_context(directory, server_side=server_side)
+        if kernel:
+            with KernelHandshake(sock, context, server_side=server_side) as shaking:
+                _meet(shaking, sock, name, revoked, server_side=server_side)
+                shaking.check_taken()
+            return PlainWire(sock)
+        wire = TlsWire(sock, context, server_side=server_side)
+        _meet(wire, sock, name, revoked, server_side=server_side)
     except BaseException:
         sock.close()
         raise
     return wire
 
 
-def _greet(wire: TlsWire, name: str, revoked: Collection[str]) -> None:
+def _meet(
+    wire: TlsWire | KernelHandshake, sock: socket.socket, name: str, revoked: Collection[str], *, server_side: bool
+) -> None:
+    """Each learns who the other is, and the client that it is welcome. Raises `WireError`, `OSError`."""
     try:
-        wire.check_peer(name, revoked)
+        wire.handshake(HANDSHAKE_SECONDS)
+        sock.settimeout(HANDSHAKE_SECONDS)
+        if server_side:
+            _greet(wire, name, revoked)
+        else:
+            check_peer(wire.session, name, revoked)
+            answer = bytearray(1)
+            if not wire.receive_into(memoryview(answer)) or bytes(answer) != _WELCOME:
+                raise WireError("TLS: the other end does not take this node for the one that it expects")
+    except ssl.SSLError as exc:
+        raise WireError(f"TLS: {exc.reason or exc}") from exc
+    sock.settimeout(None)
+
+
+def _greet(wire: TlsWire | KernelHandshake, name: str, revoked: Collection[str]) -> None:
+    try:
+        check_peer(wire.session, name, revoked)
     except WireError:
         with contextlib.suppress(OSError):
             wire.send([_UNKNOWN])
         raise
     wire.send([_WELCOME])
+
+
+def check_peer(session: ssl.SSLObject | ssl.SSLSocket, name: str, revoked: Collection[str] = ()) -> None:
+    """Raises `WireError` unless the other end is this node, by a certificate that is not revoked."""
+    certificate = session.getpeercert(binary_form=True)
+    facts = session.getpeercert()
+    if certificate is None or not facts:
+        raise WireError("TLS: the other end has no certificate")
+    if hashlib.sha256(certificate).hexdigest() in revoked:
+        raise WireError("TLS: the certificate of the other end is revoked")
+    uris = [str(each[1]) for each in facts.get("subjectAltName", ()) if each[0] == "URI"]
+    names = [uri.removeprefix(URI_PREFIX) for uri in uris if uri.startswith(URI_PREFIX)]
+    if names != [name]:
+        raise WireError(f"TLS: the other end is {', '.join(names) or 'no node'}, expected is {name}")
 
 
 def tls_context(directory: Path, *, server_side: bool) -> ssl.SSLContext:

@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--node-name", metavar="NAME", help="how people call this node (default: its host name)")
     add("--criu", metavar="PATH", help="the criu binary (default: found by itself)")
     add("--tls-dir", metavar="DIR", help="mutual TLS: ca.crt, node.crt, node.key, policy.toml there")
+    add("--kernel-tls", metavar="BOOL", help="leave the TLS of pages to the kernel where it can (default true)")
     add("--insecure", action="store_const", const="true", help="listen beyond loopback though bytes travel in clear")
     add("--log-level", metavar="LEVEL", help="debug, info, warning or error (default info)")
     add("--log-format", metavar="FORMAT", help="text, or json: one object a line (default text)")

@@ -56,6 +56,7 @@ class Config:
     node_name: str = field(default_factory=socket.gethostname)  #: how people call this node
     criu: Path | None = None  #: the criu binary; found by itself when not given
     tls_dir: Path | None = None  #: ca.crt, node.crt, node.key, policy.toml: mutual TLS, gRPC's and the pages'
+    kernel_tls: bool = True  #: leave the TLS of pages to the kernel where it can; see docs/security.md
     insecure: bool = False  #: serve the network in clear: everything, or with TLS the pages of older peers only
     log_level: str = "info"  #: debug, info, warning or error
     log_format: str = "text"  #: text for people, or json: one object a line

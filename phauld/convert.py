@@ -124,4 +124,6 @@ def page_pipe(choice: PipeChoice) -> types_pb2.PagePipe | None:
     """`None`: no pipe."""
     if not choice.uses_pipe:
         return None
-    return types_pb2.PagePipe(compression=COMPRESSION_VALUES[choice.compression], tls=choice.tls)
+    return types_pb2.PagePipe(
+        compression=COMPRESSION_VALUES[choice.compression], tls=choice.tls, kernel_tls=choice.kernel_tls
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from phaul_client.errors import PeerUnavailable
-from phaul_client.pipe import PipeTls
+from phaul_client.pipe import LinkTerms
 from phaul_client.postcopy import RelayGone, RelaySilent
 from phaul_client.tree import descendants
 from phaul_criu.errors import LazyPagesFailed
@@ -55,16 +55,14 @@ class Fetching:
         """Pages that have not arrived; 0 if that is not known."""
         return max(0, self._pages - self._arrived) if self.is_filling else 0
 
-    def expect(
-        self, port: DataPort, timeout_seconds: float, tls: PipeTls | None
-    ) -> tuple[Expected, asyncio.Task[None]]:
+    def expect(self, port: DataPort, timeout_seconds: float, terms: LinkTerms) -> tuple[Expected, asyncio.Task[None]]:
         """Expect one more connection; the task hands it to the relay."""
         expected = port.expect()
-        return expected, asyncio.create_task(self._attach(expected, timeout_seconds, tls))
+        return expected, asyncio.create_task(self._attach(expected, timeout_seconds, terms))
 
-    async def _attach(self, expected: Expected, timeout_seconds: float, tls: PipeTls | None) -> None:
+    async def _attach(self, expected: Expected, timeout_seconds: float, terms: LinkTerms) -> None:
         try:
-            await self.relay.link(await expected.take(timeout_seconds), tls)
+            await self.relay.link(await expected.take(timeout_seconds), terms)
         except TimeoutError:
             logger.info("no page link came directory=%s", self.relay.directory)
         except (RelayGone, PeerUnavailable) as exc:

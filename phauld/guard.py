@@ -31,8 +31,9 @@ CALLER: Final = contextvars.ContextVar("caller", default="")
 class Guard:
     """The policy of one daemon."""
 
-    def __init__(self, tls: Tls) -> None:
+    def __init__(self, tls: Tls, *, kernel_tls: bool = False) -> None:
         self.tls = tls
+        self.kernel_tls = kernel_tls  #: pages' TLS may be the kernel's, which can do it
         self._path = tls.directory / POLICY_FILE
         self._known: tuple[tuple[int, ...], Policy] | None = None  # what the file looked like, and said
 
@@ -67,7 +68,8 @@ class Guard:
 
     def pipe_tls(self, peer: str) -> PipeTls:
         """For pages to or from this node, and nobody else. Raises `InvalidRequest`."""
-        return PipeTls(directory=self.tls.directory, peer=peer, revoked=tuple(self.policy().revoked))
+        revoked = tuple(self.policy().revoked)
+        return PipeTls(directory=self.tls.directory, peer=peer, revoked=revoked, kernel=self.kernel_tls)
 
     def peer_at(self, address: str) -> str:
         """The node that the policy knows at HOST:PORT. Raises `InvalidRequest`."""

@@ -26,7 +26,7 @@ from phaul_client.hook_calls import Hooks, HookSettings
 from phaul_client.hooks import Facts, Hook, Side, parse_hook
 from phaul_client.images import relative_parent
 from phaul_client.movers import Addresses, find
-from phaul_client.pipe import PipeTls
+from phaul_client.pipe import LinkTerms
 from phaul_client.tree import identity
 from phaul_criu.child import finish
 from phaul_criu.criu import Criu
@@ -300,12 +300,12 @@ class Session:
             own_cgroups = self._container.has_cgroup_namespace
             return await self._workloads.restore_under_shim(spec, criu, new_cgroup_namespace=own_cgroups, inherited=log)
 
-    def open_stream(self, tls: PipeTls | None) -> bytes:
+    def open_stream(self, terms: LinkTerms) -> bytes:
         """A token for one more connection, which goes to the relay. Raises `PhaseError`."""
         is_over = self._phase is Phase.ABORTED or (self._phase is Phase.RUNNING and not self.is_filling)
         if self._fetching is None or is_over:
             raise PhaseError(self._phase, "OPEN_STREAM")
-        expected, task = self._fetching.expect(self._data_port, self.incoming.lease_seconds or STREAM_SECONDS, tls)
+        expected, task = self._fetching.expect(self._data_port, self.incoming.lease_seconds or STREAM_SECONDS, terms)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return expected.token

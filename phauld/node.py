@@ -21,7 +21,14 @@ from phauld.sync_records import SyncRecords
 
 SYNC_FEATURE: Final = "sync-v1"
 LAZY_TLS_FEATURE: Final = "lazy-tls-v1"  #: the relays of post-copy speak TLS
-API_FEATURES: Final = ("commit-v1", "put-images-v1", pipe_choice.API_FEATURE, SYNC_FEATURE, LAZY_TLS_FEATURE)
+API_FEATURES: Final = (
+    "commit-v1",
+    "put-images-v1",
+    pipe_choice.API_FEATURE,
+    SYNC_FEATURE,
+    LAZY_TLS_FEATURE,
+    pipe_choice.LAZY_PIPE_FEATURE,
+)
 _CAP_SYS_RESOURCE: Final = 24  # linux/capability.h
 _TCP_INFO_BYTES: Final = 128
 _BYTES_ACKED_OFFSET: Final = 120  # linux/tcp.h, struct tcp_info, tcpi_bytes_acked
@@ -80,6 +87,12 @@ class Node:
             sync=sync,
         )
 
+    @property
+    def api_features(self) -> tuple[str, ...]:
+        """What its phauld can do beyond the oldest version of the API."""
+        kernel_tls = self.guard is not None and self.guard.kernel_tls
+        return (*API_FEATURES, pipe_choice.KERNEL_TLS_FEATURE) if kernel_tls else API_FEATURES
+
     def info(self, *, incoming: int = 0, outgoing: int = 0) -> types_pb2.NodeInfo:
         """The message that describes this node now."""
         return types_pb2.NodeInfo(
@@ -87,7 +100,7 @@ class Node:
             node_name=self.name,
             boot_id=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
             version=phaul_version(),
-            api_features=API_FEATURES,
+            api_features=self.api_features,
             kernel_release=platform.release(),
             architecture=platform.machine(),
             glibc_version=platform.libc_ver()[1],

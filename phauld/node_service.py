@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -119,7 +120,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
             async with asyncio.timeout(grace):
                 ended = await self._workloads.wait(request.name)
         except TimeoutError:
-            self._workloads.send_signal(request.name, signal.SIGKILL)
+            with contextlib.suppress(InvalidRequest):  # it ended in this moment, and its shim has not said so yet
+                self._workloads.send_signal(request.name, signal.SIGKILL)
             ended = await self._workloads.wait(request.name)
         return node_pb2.StopWorkloadResponse(workload=_message(ended))
 

@@ -52,7 +52,7 @@ from phaul_client.hooks import Facts, Side
 from phaul_client.local import LAST_DUMP, CriuLocal, Settings, unlock_network
 from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, RestoreMode, Wish, choose
 from phaul_client.movers import Addresses
-from phaul_client.pipe import PipeTls
+from phaul_client.pipe import LinkTerms
 from phaul_client.pipe_choice import PipeChoice, choose_pipe, is_loopback
 from phaul_client.policy import DowntimePolicy, Forecast, Policy, PostCopyPolicy, StopCopyPolicy, Switchable
 from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress, RelayGone
@@ -531,7 +531,7 @@ class Outgoing:
                 settings,
                 start_relay=self._start_relay,
                 on_progress=self._on_progress,
-                tls=self._lazy_tls,
+                terms=self._link_terms,
                 on_phase=on_phase,
                 clean_up=self._clean_up,
             )
@@ -556,15 +556,15 @@ class Outgoing:
     async def _start_relay(self) -> tuple[Relay, socket.socket]:
         node = self._node
         self._relay, sock = await Relay.serve(self._directory / "relay", node.criu.binary, node.criu_version)
-        self._journal.note(lazy_tls=self._lazy_uses_tls)
+        self._journal.note(lazy_tls=self._lazy_uses_tls, lazy_packing=self._pipe.lazy_packing)
         return self._relay, sock
 
-    def _lazy_tls(self) -> PipeTls | None:
+    def _link_terms(self) -> LinkTerms:
         """For the next connection of the relays. Raises `InvalidRequest` while the policy cannot be read."""
-        guard = self._node.guard
-        if guard is None or not self._lazy_uses_tls:
-            return None
-        return guard.pipe_tls(guard.peer_at(self.record.destination_address))
+        guard, tls = self._node.guard, None
+        if guard is not None and self._lazy_uses_tls:
+            tls = guard.pipe_tls(guard.peer_at(self.record.destination_address))
+        return LinkTerms(tls=tls, packing=self._pipe.lazy_packing)
 
     def _on_progress(self, progress: Progress) -> None:
         self._lazy_bytes = progress.sent_bytes
@@ -625,6 +625,7 @@ class Outgoing:
             )
         self._relay = Relay(self._directory / "relay", entry.detail["relay"])
         self._lazy_uses_tls = bool(entry.detail.get("lazy_tls"))
+        self._pipe = PipeChoice(uses_pipe=False, lazy_packing=entry.detail.get("lazy_packing"), text="")
         return PostcopyRecovery(
             self.migration_id,
             remote,
@@ -635,7 +636,7 @@ class Outgoing:
             criu=entry.detail["criu"],
             doubt=self._doubt(entry.detail),
             on_progress=self._on_progress,
-            tls=self._lazy_tls,
+            terms=self._link_terms,
             on_phase=self._on_phase,
             clean_up=self._clean_up,
         )
@@ -697,6 +698,7 @@ class Outgoing:
             tls=self._node.guard is not None,
             clear_is_allowed=self._node.insecure or is_local,
             is_loopback=is_local,
+            kernel_tls=self._node.guard is not None and self._node.guard.kernel_tls,
             peer_features=frozenset(answer.destination.api_features),
         )
         self.record.page_stream = self._pipe.text

@@ -23,6 +23,7 @@ class PipeTerms:
     """What the two ends of the pipe have agreed on; the frames say the rest."""
 
     tls: PipeTls | None
+    hands_over: bool = False  #: the kernels do TLS, and criu gets the connection itself
 
 
 class PageStream:
@@ -33,7 +34,7 @@ class PageStream:
         self._terms = terms
         self._pipe: PagePipe | None = None
         self._expected: Expected | None = None
-        self._connecting: asyncio.Task[None] | None = None
+        self._connecting: asyncio.Task[socket.socket] | None = None
         self._socket: socket.socket | None = None
 
     @property
@@ -60,8 +61,7 @@ class PageStream:
             assert self._expected is not None
             if self._connecting is not None and self._pipe is not None:
                 async with asyncio.timeout(STREAM_SECONDS):
-                    await asyncio.shield(self._connecting)
-                self._socket = self._pipe.socket
+                    self._socket = await asyncio.shield(self._connecting)
             else:
                 self._socket = await self._expected.take(STREAM_SECONDS)
             self._socket.setblocking(True)
@@ -85,10 +85,20 @@ class PageStream:
             self._connecting = asyncio.create_task(self._connect(self._pipe, self._expected), name="page-pipe")
             self._connecting.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    async def _connect(self, pipe: PagePipe, expected: Expected) -> None:
-        assert self._terms is not None
-        with await expected.take(None) as sock:
-            await pipe.connect(sock, server_side=True, tls=self._terms.tls)
+    async def _connect(self, pipe: PagePipe, expected: Expected) -> socket.socket:
+        """What criu gets."""
+        terms = self._terms
+        assert terms is not None
+        sock = await expected.take(None)
+        try:
+            await pipe.connect(sock, server_side=True, tls=terms.tls, hands_over=terms.hands_over)
+        except BaseException:
+            sock.close()
+            raise
+        if terms.hands_over:
+            return sock
+        sock.close()
+        return pipe.socket
 
     def _forget(self) -> None:
         if self._connecting is not None:

@@ -96,10 +96,11 @@ class Relay:
             case "status":
                 pass
             case "link":
-                secured = message.get("tls")
+                secured, packing = message["tls"], message["packing"]
                 assert secured is None or isinstance(secured, dict)
+                assert packing is None or isinstance(packing, dict)
                 sock = socket.socket(fileno=descriptors.pop())
-                self.link.replace(connect(sock, secured, server_side=self.is_server))
+                self.link.replace(connect(sock, secured, packing, server_side=self.is_server))
             case _:
                 return {"error": f"unknown command {message['do']}"}
         return self.status()

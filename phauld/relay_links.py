@@ -1,5 +1,7 @@
 """The connection between the two relays of a post-copy migration: plain TCP, or mutual TLS 1.3 over it.
 
+TLS that the kernel does is as plain as TCP here.
+
 A relay moves bytes between criu's socket and a connection in two steps, so that a failure of either end is known as
 such: `take` from criu and `pass_on` to the other node, or `receive` from there and `deliver` to criu. One thread does
 each pair. What a connection holds in between goes with it when it is given up. Plain bytes go by splice and are never
@@ -12,13 +14,14 @@ import contextlib
 import fcntl
 import os
 import socket
+import sys
 import threading
 from typing import TYPE_CHECKING, Protocol
 
 from phaul_client.pacing import set_pace
 
 if TYPE_CHECKING:
-    from phaul_client.wire import TlsWire
+    from phaul_client.wire import Wire
 
 CHUNK_BYTES = 1 << 20
 PIPE_BYTES = 1 << 20
@@ -103,10 +106,10 @@ class PlainConnection:
             size -= os.splice(self._read.fileno(), target.fileno(), size)
 
 
-class TlsConnection:
-    """TLS over TCP."""
+class WireConnection:
+    """TLS over TCP, or frames with checksums over either."""
 
-    def __init__(self, sock: socket.socket, wire: "TlsWire") -> None:
+    def __init__(self, sock: socket.socket, wire: "Wire") -> None:
         self.sock = sock
         self._wire = wire
         self._buffer = memoryview(bytearray(CHUNK_BYTES))
@@ -143,11 +146,18 @@ class TlsConnection:
         criu.sendall(self._buffer[:count])
 
 
-def connect(sock: socket.socket, secured: dict[str, object] | None, *, server_side: bool) -> Connection:
+def connect(
+    sock: socket.socket,
+    secured: dict[str, object] | None,
+    packing: dict[str, object] | None = None,
+    *,
+    server_side: bool,
+) -> Connection:
     """Make a connection of a socket that the other relay has, too; it closes with it.
 
-    `secured` is None, or says `directory` (of our certificates), `peer` (its name) and `revoked`. Raises OSError, and
-    closes the socket, if the other end is not that node.
+    `secured` is None, or says `directory` (of our certificates), `name` (the other node's), `revoked` and `kernel`.
+    `packing` is None, or says `compression`, and the `paths` of the libraries for it. Raises OSError, and closes the
+    socket, if the other end is not that node.
     """
     for level, option, value in (
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -160,16 +170,30 @@ def connect(sock: socket.socket, secured: dict[str, object] | None, *, server_si
         with contextlib.suppress(OSError):  # not TCP
             sock.setsockopt(level, option, value)
     sock.setblocking(True)
-    if secured is None:
+    if secured is None and packing is None:
         return PlainConnection(sock)
     from pathlib import Path
 
-    from phaul_client.wire import make_tls  # not before it is needed: a relay starts in the freeze
+    from phaul_client.wire import PlainWire, make_tls  # not before it is needed: a relay starts in the freeze
 
-    revoked = secured["revoked"]
-    assert isinstance(revoked, list)
-    directory, peer = Path(str(secured["directory"])), str(secured["peer"])
-    return TlsConnection(sock, make_tls(sock, directory, peer, revoked, server_side=server_side))
+    wire: Wire = PlainWire(sock)
+    if secured is not None:
+        revoked, kernel = secured["revoked"], bool(secured["kernel"])
+        assert isinstance(revoked, list)
+        directory, name = Path(str(secured["directory"])), str(secured["name"])
+        wire = make_tls(sock, directory, name, revoked, server_side=server_side, kernel=kernel)
+    if packing is not None:
+        return WireConnection(sock, _packed(wire, packing))
+    return PlainConnection(sock) if isinstance(wire, PlainWire) else WireConnection(sock, wire)
+
+
+def _packed(wire: "Wire", packing: dict[str, object]) -> "Wire":
+    paths = packing["paths"]
+    assert isinstance(paths, list)
+    sys.path += [path for path in paths if path not in sys.path]
+    from phaul_client.packed_wire import PackedWire
+
+    return PackedWire(wire, str(packing["compression"]))
 
 
 class Link:

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 import phauld
 from phaul_client.errors import PeerUnavailable
 from phaul_client.modes import WIDE_STREAM_CRIU_VERSION
-from phaul_client.pipe import PipeTls
+from phaul_client.pipe import LinkTerms
 from phaul_client.postcopy import RelayGone, RelaySilent, RelayStatus
 from phaul_client.relay_frames import CRIU_BYTES, NARROW_MESSAGE
 from phaul_client.tree import Tree, identity, is_alive, wait_until_gone
@@ -104,14 +104,12 @@ class Relay:
             pages=answer["pages"],
         )
 
-    async def link(self, sock: socket.socket, tls: PipeTls | None = None) -> None:
+    async def link(self, sock: socket.socket, terms: LinkTerms) -> None:
         """Hand over a connection to the other node; our copy of it is closed.
 
-        With `tls` the two relays first make sure of each other. Raises `PeerUnavailable` if that fails.
+        With TLS the two relays first make sure of each other. Raises `PeerUnavailable` if that fails.
         """
-        message: dict[str, object] = {"do": "link"}
-        if tls is not None:
-            message["tls"] = {"directory": str(tls.directory), "peer": tls.peer, "revoked": list(tls.revoked)}
+        message = {"do": "link", **terms.told()}
         with sock:
             try:
                 await self._command(message, (sock.fileno(),), LINK_SECONDS)

@@ -25,7 +25,8 @@ from phaul_client.errors import (
     TooManyMigrations,
 )
 from phaul_client.modes import Mode
-from phaul_client.pipe import PipeTls
+from phaul_client.pipe import LinkTerms, PipeTls
+from phaul_client.pipe_choice import Compression
 from phaul_client.timeline import steps_since
 from phauld import convert, placement, session
 from phauld.access import may_drive
@@ -149,8 +150,9 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         if request.kind != types_pb2.STREAM_KIND_LAZY_PAGES:
             raise InvalidRequest("only streams of lazy pages can be opened later")
         found = await self._get(request.migration_id)
-        tls = self._stream_tls(wants_tls=request.tls)
-        return remote_pb2.OpenStreamResponse(data_port=self._data_port.port, data_token=found.open_stream(tls))
+        packing = Compression.OFF if request.packed else None  # of questions, which are small
+        terms = LinkTerms(tls=self._stream_tls(wants_tls=request.tls), packing=packing)
+        return remote_pb2.OpenStreamResponse(data_port=self._data_port.port, data_token=found.open_stream(terms))
 
     async def StartIter(self, request: remote_pb2.StartIterRequest, context: Context) -> remote_pb2.StartIterResponse:
         await (await self._get(request.migration_id)).start_iter()
@@ -300,7 +302,12 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
     def _pipe_terms(self, request: remote_pb2.OpenSessionRequest) -> PipeTerms | None:
         """Raises `PhaulError` PEER_INCOMPATIBLE: what came by TLS sends its pages under TLS, too."""
         tls = self._stream_tls(wants_tls=request.HasField("page_pipe") and request.page_pipe.tls)
-        return PipeTerms(tls=tls) if request.HasField("page_pipe") else None
+        if not request.HasField("page_pipe"):
+            return None
+        hands_over = request.page_pipe.kernel_tls
+        if hands_over and not (tls is not None and tls.kernel):
+            raise PhaulError("this node's kernel does no TLS", reason="PEER_INCOMPATIBLE", remedy="try again")
+        return PipeTerms(tls=tls, hands_over=hands_over)
 
     def _stream_tls(self, *, wants_tls: bool) -> PipeTls | None:
         """How a stream of this caller's pages comes. Raises `PhaulError` PEER_INCOMPATIBLE: by TLS, if it came so."""

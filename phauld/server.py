@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, node_pb2_grpc, remote_pb2, remote_pb2_grpc
 from phaul_client.errors import InvalidRequest
 from phaul_client.hook_calls import HookSettings
+from phaul_client.kernel_tls import works as kernel_tls_works
 from phaul_client.tls import Tls
 from phaul_criu.criu import Criu
 from phaul_criu.install import find_binary
@@ -75,8 +76,10 @@ async def serve(config: Config) -> None:
 
 async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitStack) -> None:
     stop = _on_signals()
-    guard = Guard(Tls(config.tls_dir)) if config.tls_dir is not None else None
-    if guard is not None:
+    guard = None
+    if config.tls_dir is not None:
+        kernel_tls = config.kernel_tls and await asyncio.to_thread(kernel_tls_works, config.tls_dir)
+        guard = Guard(Tls(config.tls_dir), kernel_tls=kernel_tls)
         guard.policy()  # a mistake in it is told at the start
     node = await Node.discover(
         Criu(config.criu or find_binary()),

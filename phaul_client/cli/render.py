@@ -19,7 +19,7 @@ SHORTEST_ID: Final = 8
 #: Bytes on the network are told when they are fewer than this share of the pages.
 SMALLER: Final = 0.9
 #: In `Migration.page_stream`: there is something to say.
-PIPED: Final = "checksums"
+NOT_AS_USUAL: Final = ("checksums", "TLS")
 COMMAND_WIDTH: Final = 60
 SHOWN_PATHS: Final = 3
 
@@ -226,7 +226,7 @@ def _measured(migration: Migration) -> list[tuple[str, str]]:
             _with_reason(enum_word(_RESTORE_MODES, migration.restore_mode) or "-", migration.restore_mode_reason),
         ),
         ("images", visible(migration.images_place)),
-        ("pages", migration.page_stream if PIPED in migration.page_stream else ""),
+        ("pages", migration.page_stream if any(each in migration.page_stream for each in NOT_AS_USUAL) else ""),
         ("id", migration.migration_id),
     ]
 

@@ -110,7 +110,7 @@ function show(state) {
   $("active").replaceChildren(...(running.length ? running.map(card) : [make("p", { class: "quiet" }, "Nothing is moving from here.")]));
   $("incoming-section").hidden = !state.sessions.length;
   $("incoming").replaceChildren(...state.sessions.map((each) => make("tr", {}, make("td", { class: "name", title: each.workload }, each.workload || "process"), make("td", {}, each.filling ? "filling" : words(each.phase)),
-    make("td", { class: "n" }, bytes(each.bytes_received)), make("td", { class: "n" }, each.rounds), make("td", { class: "more" }, make("code", {}, each.migration_id)))));
+    make("td", { class: "n" }, each.bytes_received ? bytes(each.bytes_received) : "–"), make("td", { class: "n" }, each.rounds), make("td", { class: "more" }, make("code", {}, each.migration_id)))));
   $("list").hidden = !over.length; $("none").hidden = over.length > 0;
   const signature = JSON.stringify(over.map((each) => each.migration_id));
   if ($("finished").dataset.signature !== signature) { $("finished").dataset.signature = signature; shown = ""; $("finished").replaceChildren(...over.map(row)); }

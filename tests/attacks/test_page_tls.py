@@ -53,7 +53,9 @@ def come(target: Target, token: bytes, certificates: Path) -> TlsWire:
     sock = target.connect(to_data=True)
     sock.sendall(Preamble(StreamKind.PAGES, token).encode())
     assert sock.recv(1) == bytes([Verdict.ACCEPTED])
-    return make_tls(sock, certificates, "target", server_side=False)
+    wire = make_tls(sock, certificates, "target", server_side=False)
+    assert isinstance(wire, TlsWire)
+    return wire
 
 
 async def test_the_owner_gets_in(target: Target, certificates: Path) -> None:

@@ -363,9 +363,10 @@ async def test_a_session_whose_pipe_is_never_connected_leaves_nothing(there: Des
     await until(lambda: not pipes() and there.is_clean(), 10)
 
 
-async def test_tls_of_pages_where_there_is_none(there: Destination) -> None:
+@pytest.mark.parametrize("wanted", ["tls", "kernel_tls"])
+async def test_tls_of_pages_where_there_is_none(there: Destination, wanted: str) -> None:
     request = opening()
-    request.page_pipe.tls = True
+    setattr(request.page_pipe, wanted, True)
     async with there.remote() as remote:
         assert await reason(remote.open_session(request)) == "PEER_INCOMPATIBLE"
     assert there.is_clean()

@@ -58,6 +58,26 @@ async def test_a_flipped_bit_in_a_page_is_noticed(tmp_path: Path, flip_at_mib: i
     assert judgement.reason == "IMAGE_CORRUPT", judgement
 
 
+async def test_a_flipped_bit_in_a_lazy_page_is_asked_for_again(tmp_path: Path) -> None:
+    """The tree waits for it, and gets it by another connection."""
+    async with bench(tmp_path) as made:
+
+        async def damage() -> Verdict | None:
+            made.link.pages.flip_at = 20 * MIB  # of the connection that comes next, the relays'
+            return None
+
+        made.gates.plan("a>b:OpenStream:request", damage)
+        await made.start()
+        victim = await made.run_victim(mib=32)
+        options = Options(mode=types_pb2.MODE_POST_COPY, checksum=True)
+        await made.migrate(victim, migration_id="lazy", options=options)
+        await made.settle("lazy")
+        judgement = await made.judge(victim, "lazy")
+        assert "page link made" in (made.nodes["a"].directory / "phauld.log").read_text()
+    assert (judgement.outcome, judgement.alive, judgement.leftovers) == ("moved", 1, ()), judgement
+    assert judgement.data_intact, judgement
+
+
 @pytest.mark.parametrize("truncate_at", [PREAMBLE_BYTES + 7, MIB])
 async def test_a_page_pipe_that_is_cut_is_noticed(tmp_path: Path, truncate_at: int) -> None:
     async with bench(tmp_path) as made:

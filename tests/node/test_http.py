@@ -148,7 +148,7 @@ async def test_a_browser_shows_what_moves_and_what_has_moved(nodes: Nodes, tmp_p
         await page.open(f"http://{HTTP}/", width=400, height=700)
         await page.until("document.body.innerText.includes('Nothing has left this node yet')")
         await Victim.start(nodes.a, tmp_path, LONG_NAME, 64)
-        await nodes.a.limit_bandwidth(16 << 20)
+        await nodes.a.limit_bandwidth(2 << 20)  # half a minute, or until that is undone
         await nodes.a.phaul("migrate", LONG_NAME, "--to", nodes.b.address, "--detach", check=True)
         await page.until("document.querySelector('.card progress')?.value > 0")
         assert LONG_NAME in await page.value("document.querySelector('.card').textContent")

@@ -124,9 +124,16 @@ async def test_it_moves_with_all_its_memory(daemons: Nodes, tmp_path: Path, mib:
         assert not [words for words in more.get("processes", ()) if "relay" in words or "lazy-pages" in words]
 
 
-async def test_a_cut_link_while_it_fills_is_made_again(slow: Nodes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "page_stream"),
+    [((), "lazy pages as criu sends them"), (("--compression", "lz4"), "lazy pages with checksums, lz4")],
+    ids=["as criu sends them", "packed"],
+)
+async def test_a_cut_link_while_it_fills_is_made_again(
+    slow: Nodes, tmp_path: Path, options: tuple[str, ...], page_stream: str
+) -> None:
     victim = await Victim.start(slow.a, tmp_path / "beats", 128)
-    move = await start_move(slow)
+    move = await start_move(slow, *options)
     await until_phase(slow.a, "filling")
     for _ in range(2):
         await asyncio.sleep(0.7)
@@ -135,13 +142,17 @@ async def test_a_cut_link_while_it_fills_is_made_again(slow: Nodes, tmp_path: Pa
         await slow.b.run(["nft", "delete", "table", "inet", "cut"])
     assert await move.wait(60) == 0, move.log.read_text()
     assert "page link made" in (slow.a.directory / "phauld.log").read_text()
+    assert (await phase(slow.a))["page_stream"] == page_stream
     await victim.beats_on()
     await victim.check(slow.b)
 
 
-async def test_phaulds_killed_while_it_fills_find_it_again(slow: Nodes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--checksum",)], ids=["as criu sends them", "packed"])
+async def test_phaulds_killed_while_it_fills_find_it_again(
+    slow: Nodes, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     victim = await Victim.start(slow.a, tmp_path / "beats", 128)
-    move = await start_move(slow, "--detach")
+    move = await start_move(slow, "--detach", *options)
     await until_phase(slow.a, "filling")
     assert await move.wait(10) == 0
     await slow.a.kill_phauld()

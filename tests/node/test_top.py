@@ -17,7 +17,7 @@ TOP = (PROGRAMS / "phaul", "top", "--interval", "100ms")
 
 async def test_it_shows_what_moves_and_ends_with_ctrl_c(daemons: Nodes, tmp_path: Path) -> None:
     await Victim.start(daemons.a, tmp_path, "victim", 64)
-    await daemons.a.limit_bandwidth(16 << 20)
+    await daemons.a.limit_bandwidth(2 << 20)  # half a minute, or until that is undone
     await daemons.a.phaul("migrate", "victim", "--to", daemons.b.address, "--detach", check=True)
     async with terminal(daemons.a, TOP, columns=140) as screen:
         await screen.until("freezing")
@@ -29,6 +29,7 @@ async def test_it_shows_what_moves_and_ends_with_ctrl_c(daemons: Nodes, tmp_path
         infos = [(await node.phaul("info", "--json", check=True)).json() for node in (daemons.a, daemons.b)]
         assert [str(each).count("'outgoing': 1,") for each in infos] == [1, 0]
         assert [str(each).count("'incoming': 1,") for each in infos] == [0, 1]
+        await daemons.a.limit_bandwidth(None)
         await screen.until("moved", 60)
         screen.type("\x03")
         assert await screen.end() in (-signal.SIGINT, 130)  # nsenter's, or phaul's that it passes on

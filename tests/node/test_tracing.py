@@ -14,6 +14,9 @@ from tests.nodes import Nodes
 
 pytest.importorskip("opentelemetry.sdk", reason="OpenTelemetry is not installed: phaul[otel]")
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1 import trace_pb2
+
+from phaul.v1 import migrations_pb2, migrations_pb2_grpc
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
 
@@ -57,6 +60,40 @@ async def test_a_migration_is_one_trace_over_both_nodes(nodes: Nodes, tmp_path: 
     (restore,) = [span for span in by_node["b"] if span.name == "phaul.v1.Remote/Restore"]
     assert restore.parent_span_id in calls
     assert all(span.end_time_unix_nano >= span.start_time_unix_nano > 0 for _, span in collector.spans)
+
+
+async def test_a_trace_that_an_orchestrator_began_goes_on_and_a_failure_is_told(nodes: Nodes, tmp_path: Path) -> None:
+    collector, server = Collector(), grpc.aio.server()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
+    endpoint = f"unix:{tmp_path / 'otlp'}"
+    server.add_insecure_port(endpoint)
+    await server.start()
+    trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    try:
+        for node in (nodes.a, nodes.b):
+            await node.start_phauld(otlp_endpoint=endpoint)
+        await nodes.a.phaul("run", "--name", "clock", "--", "sleep", "1000", check=True)
+        async with nodes.a.daemon.channel() as channel:
+            stub = migrations_pb2_grpc.MigrationsStub(channel)
+            request = migrations_pb2.StartMigrationRequest(
+                migration_id="traced", workload="clock", destination=nodes.b.address
+            )
+            request.options.deadline.FromMilliseconds(1)
+            await stub.StartMigration(request, metadata=(("traceparent", f"00-{trace}-{caller}-01"),))
+            async for _ in stub.WatchMigration(migrations_pb2.WatchMigrationRequest(migration_id="traced")):
+                pass  # until it is over
+        assert await nodes.a.kill_phauld(15) == 0
+    finally:
+        await server.stop(1)
+    spans = {span.name: span for _, span in collector.spans}
+    assert {span.trace_id.hex() for _, span in collector.spans} == {trace}
+    assert spans["phaul.v1.Migrations/StartMigration"].parent_span_id.hex() == caller
+    root = spans["migration"]
+    assert root.parent_span_id == spans["phaul.v1.Migrations/StartMigration"].span_id
+    assert root.status.code == trace_pb2.Status.STATUS_CODE_ERROR
+    attributes = {each.key: each.value.string_value for each in root.attributes}
+    assert attributes["phaul.migration_id"] == "traced"
+    assert attributes["error.type"] == "ERROR_REASON_DEADLINE_EXCEEDED"
 
 
 async def test_a_collector_that_is_away_holds_up_nothing(nodes: Nodes, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ HARDENING: Final = ROOT / "deploy/phauld-hardening.conf"
 CAP_MKNOD: Final = 27
 TREES: Final = 20
 QUIET_SECONDS: Final = 1.0
-SLOW_MIB: Final = 8  #: a second on the link: 64 MiB take 8 s
+SLOW_MIB: Final = 3  #: a second on the link: 64 MiB take 20 s
 Pair = tuple[Machine, Machine]
 
 

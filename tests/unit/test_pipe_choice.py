@@ -9,6 +9,8 @@ from phaul_client.modes import Mode
 from phaul_client.pipe_choice import (
     API_FEATURE,
     CHECKSUMS_BY_DEFAULT,
+    KERNEL_TLS_FEATURE,
+    LAZY_PIPE_FEATURE,
     Compression,
     PipeChoice,
     choose_pipe,
@@ -27,6 +29,7 @@ def choose(**changed: Any) -> PipeChoice:
         "tls": False,
         "clear_is_allowed": True,
         "is_loopback": True,
+        "kernel_tls": False,
         "peer_features": ABLE,
     }
     return choose_pipe(**{**values, **changed})
@@ -70,6 +73,27 @@ def test_lazy_pages_go_by_relays(changed: dict[str, Any], uses_pipe: bool, text:
     assert (choice.uses_pipe, choice.text) == (uses_pipe, text)
 
 
+@pytest.mark.parametrize(
+    ("changed", "packing", "text"),
+    [
+        ({}, None, "lazy pages as criu sends them"),
+        ({"checksum": True}, Compression.OFF, "lazy pages with checksums"),
+        ({"compression": Compression.AUTO}, Compression.AUTO, "lazy pages with checksums, auto"),
+        (
+            {"compression": Compression.ZSTD, "tls": True},
+            Compression.ZSTD,
+            "checksums, TLS, zstd; lazy pages with checksums, TLS, zstd",
+        ),
+        ({"mode": Mode.HYBRID, "checksum": True}, Compression.OFF, "checksums; lazy pages with checksums"),
+        ({"mode": Mode.STOP_COPY, "checksum": True}, None, "checksums"),
+    ],
+)
+def test_relays_do_what_was_asked_for(changed: dict[str, Any], packing: Compression | None, text: str) -> None:
+    able = {"mode": Mode.POST_COPY, "peer_features": ABLE | {LAZY_PIPE_FEATURE}}
+    choice = choose(**{**able, **changed})
+    assert (choice.lazy_packing, choice.text) == (packing, text)
+
+
 @pytest.mark.parametrize("is_loopback", [True, False])
 def test_an_older_peer_gets_pages_as_before(is_loopback: bool) -> None:
     assert not choose(peer_features=OLD, is_loopback=is_loopback).uses_pipe
@@ -89,6 +113,21 @@ def test_an_older_peer_is_refused_what_it_cannot_do(changed: dict[str, Any], rea
         choose(peer_features=OLD, **changed)
     assert refused.value.reason == reason
     assert refused.value.remedy
+
+
+def test_tls_by_the_kernels_where_both_can_and_nothing_else_is_asked_for() -> None:
+    able = {"tls": True, "kernel_tls": True, "peer_features": ABLE | {KERNEL_TLS_FEATURE}}
+    assert choose(**able).kernel_tls
+    assert choose(**able).text == "TLS by the kernels"
+    assert choose(**able, mode=Mode.POST_COPY).text == "TLS by the kernels; lazy pages under TLS"
+    for changed in (
+        {"checksum": True},
+        {"compression": Compression.ZSTD},
+        {"kernel_tls": False},
+        {"peer_features": ABLE},
+        {"tls": False},
+    ):
+        assert not choose(**{**able, **changed}).kernel_tls
 
 
 def test_pages_in_clear_to_an_older_peer_need_consent() -> None:

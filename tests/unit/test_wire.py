@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phaul_client.certs import issue, make_ca
+from phaul_client.packed_wire import PackedWire
+from phaul_client.page_frames import HEAD_BYTES
 from phaul_client.wire import PlainWire, TlsWire, Wire, WireError, make_tls, receive_exactly
 
 MIB: Final = 1 << 20
@@ -56,7 +58,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def tls_pair(certificates: Path, client: str = "a", **server: object) -> tuple[TlsWire, Future[TlsWire]]:
+def tls_pair(certificates: Path, client: str = "a", **server: object) -> tuple[Wire, Future[Wire]]:
     near, far = connected()
     with ThreadPoolExecutor(1) as pool:
         server_name = str(server.get("name", "a"))
@@ -65,16 +67,18 @@ def tls_pair(certificates: Path, client: str = "a", **server: object) -> tuple[T
         return make_tls(near, certificates / client, str(server.get("expects", "b")), server_side=False), accepted
 
 
-@pytest.fixture(params=["plain", "tls"])
+@pytest.fixture(params=["plain", "tls", "packed", "packed-zstd-tls"])
 def pair(request: pytest.FixtureRequest, certificates: Path) -> Iterator[tuple[Wire, Wire]]:
     near: Wire
     far: Wire
-    if request.param == "plain":
-        sockets = connected()
-        near, far = PlainWire(sockets[0]), PlainWire(sockets[1])
-    else:
+    if request.param.endswith("tls"):
         near, accepted = tls_pair(certificates)
         far = accepted.result()
+    else:
+        near, far = map(PlainWire, connected())
+    if request.param.startswith("packed"):
+        compression = "zstd" if "zstd" in request.param else "off"
+        near, far = PackedWire(near, compression), PackedWire(far, "off")
     yield near, far
     near.close()
     far.close()
@@ -109,6 +113,32 @@ def test_both_directions_at_once(pair: tuple[Wire, Wire]) -> None:
     for thread in threads:
         thread.join(60)
     assert received == {0: content, 1: content}
+
+
+@settings(max_examples=60, deadline=None)
+@given(where=st.integers(0, HEAD_BYTES + 999), bit=st.integers(0, 7))
+def test_a_frame_with_a_flipped_bit_is_an_error(where: int, bit: int) -> None:
+    near, far = connected()
+    sent: list[bytes] = []
+    tap = PackedWire(PlainWire(near), "off")
+    tap._wire.send = lambda pieces: sent.append(b"".join(pieces)) or 0  # type: ignore[method-assign, func-returns-value]
+    tap.send([b"x" * 1000])
+    damaged = bytearray(sent[0])
+    damaged[where] ^= 1 << bit
+    near.sendall(damaged)
+    near.close()
+    with pytest.raises(WireError), far:
+        PackedWire(PlainWire(far), "off").receive_into(memoryview(bytearray(1000)))
+
+
+def test_a_frame_that_comes_again_is_an_error() -> None:
+    near, far = connected()
+    receiver = PackedWire(PlainWire(far), "off")
+    PackedWire(PlainWire(near), "off").send([b"once"])
+    PackedWire(PlainWire(near), "off").send([b"once"])
+    assert receiver.receive_into(memoryview(bytearray(10))) == 4
+    with pytest.raises(WireError):
+        receiver.receive_into(memoryview(bytearray(10)))
 
 
 def test_close_wakes_whoever_waits(pair: tuple[Wire, Wire]) -> None:
@@ -222,6 +252,7 @@ def test_no_version_but_1_3(certificates: Path) -> None:
 def test_garbage_in_a_session_is_an_error(certificates: Path, garbage: bytes) -> None:
     near, accepted = tls_pair(certificates)
     far = accepted.result()
+    assert isinstance(near, TlsWire)
     near._socket.sendall(garbage)
     near.close()
     with pytest.raises(WireError):

@@ -193,13 +193,14 @@ class Guest:
         """Run the `phaul` command of the working tree here. Raises as `run`."""
         return await self.run(["phaul", *arguments], check=check, timeout_seconds=timeout_seconds)
 
-    async def start_phauld(self, *arguments: str | Path) -> Process:
+    async def start_phauld(self, *arguments: str | Path, insecure: bool = True) -> Process:
         """Start phauld of the working tree on this guest's address and wait for its unix socket.
 
         Raises CommandFailed with its log if it ends instead, TimeoutError, GuestDied.
         """
         await self.run(["rm", "-f", PHAULD_SOCKET, PHAULD_LOG])
-        command = ["phauld", "--listen", f"{self.address}:{PORT}", "--insecure", "--unix", PHAULD_SOCKET, *arguments]
+        command = ["phauld", "--listen", f"{self.address}:{PORT}", "--unix", PHAULD_SOCKET, *arguments]
+        command += ["--insecure"] if insecure else []
         self.phauld = process = await self.start(command, log=PHAULD_LOG)
         async with asyncio.timeout(PHAULD_READY_SECONDS):
             while (await self.run(["test", "-S", PHAULD_SOCKET], check=False)).returncode != 0:

@@ -39,13 +39,16 @@ async def _runs(guest: Guest, words: str) -> bool:
     return (await guest.run(["pgrep", "-f", words], check=False)).returncode == 0
 
 
-async def take(lab: Lab, steps: Sequence[Mapping[str, Any]], timeout_seconds: float = STEPS_SECONDS) -> list[Answer]:
-    """Take the steps in guest `a`; the answer to each. Raises CommandFailed, TimeoutError, GuestDied."""
+async def take(
+    lab: Lab, steps: Sequence[Mapping[str, Any]], timeout_seconds: float = STEPS_SECONDS, *, on: Guest | None = None
+) -> list[Answer]:
+    """Take the steps in a guest, by default `a`; the answer to each. Raises CommandFailed, TimeoutError, GuestDied."""
+    guest = on or lab.a
     command: list[str | Path] = ["python3", IN_GUEST / "moves.py", json.dumps(steps)]
     try:
-        done = await lab.a.run(command, check=False, timeout_seconds=timeout_seconds)
+        done = await guest.run(command, check=False, timeout_seconds=timeout_seconds)
     except GuestDied as exc:
-        raise GuestDied(f"{exc}: {lab.a.console[-3000:]}") from exc
+        raise GuestDied(f"{exc}: {guest.console[-3000:]}") from exc
     if done.returncode != 0:  # the last step's answer tells more than the traceback
         raise CommandFailed(f"steps ended with {done.returncode}: {done.stdout[-3000:]}{done.stderr[-1000:]}")
     return [json.loads(line)["answer"] for line in done.stdout.splitlines()]

@@ -37,6 +37,7 @@ Answer: TypeAlias = dict[str, Any]
 Channels: TypeAlias = Mapping[str, grpc.aio.Channel]
 
 PORT = 7707
+SOCKET = "unix:/run/phaul/phauld.sock"
 ANSWER_SECONDS = 120.0
 SWITCH_BYTES = 1 << 20
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
@@ -157,7 +158,8 @@ async def take(channels: Channels, step: Answer) -> Answer | None:
 
 
 async def main() -> None:
-    channels = {name: grpc.aio.insecure_channel(f"{name}:{PORT}") for name in ("a", "b")}
+    addresses = {name: f"{name}:{PORT}" for name in ("a", "b")} | {socket.gethostname(): SOCKET}  # here also with TLS
+    channels = {name: grpc.aio.insecure_channel(address) for name, address in addresses.items()}
     for step in json.loads(sys.argv[1]):
         started = time.monotonic()
         answer = await take(channels, step)
