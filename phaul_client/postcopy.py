@@ -89,6 +89,7 @@ class Progress:
     """How far the filling has come."""
 
     sent_bytes: int
+    wire_bytes: int  #: what that was on the network
     pages_missing: int
 
 
@@ -145,9 +146,10 @@ class Serving:
                     logger.error("pages lost migration_id=%s error=%s", self._migration_id, session.error.message)
                     return Event.CRIU_LOST
                 if not session.filling:
+                    with contextlib.suppress(RelayGone):
+                        await self._tell(0)
                     return Event.PAGES_FILLED
-                sent_bytes = (await self._relay.status()).page_bytes
-                self._on_progress(Progress(sent_bytes=sent_bytes, pages_missing=session.pages_missing))
+                await self._tell(session.pages_missing)
             except RelaySilent as exc:
                 logger.warning("relay silent migration_id=%s error=%s", self._migration_id, exc)
             except RelayGone as exc:
@@ -158,6 +160,13 @@ class Serving:
                 if time.monotonic() - heard_at > self._doubt.seconds:
                     return Event.DOUBT_EXPIRED
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _tell(self, pages_missing: int) -> None:
+        """Raises `RelayGone`."""
+        relay = await self._relay.status()
+        self._on_progress(
+            Progress(sent_bytes=relay.page_bytes, wire_bytes=relay.wire_bytes, pages_missing=pages_missing)
+        )
 
     async def _keep_linked(self, on_gone: Callable[[RelayGone], None]) -> None:
         patience_seconds = POLL_SECONDS

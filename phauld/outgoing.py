@@ -158,7 +158,7 @@ class Outgoing:
         self._samples: list[tuple[float, int]] = []
         self._cancelled = False
         self._relay: Relay | None = None
-        self._lazy_bytes = 0  # sent by the relay
+        self._lazy_bytes, self._lazy_wire_bytes = 0, 0  # sent by the relay
         self._lazy_uses_tls = False  # the relays
         self._remote: GrpcRemote | None = None
         self._client: Client | None = None
@@ -567,7 +567,7 @@ class Outgoing:
         return LinkTerms(tls=tls, packing=self._pipe.lazy_packing)
 
     def _on_progress(self, progress: Progress) -> None:
-        self._lazy_bytes = progress.sent_bytes
+        self._lazy_bytes, self._lazy_wire_bytes = progress.sent_bytes, progress.wire_bytes
         self.record.pages_missing = progress.pages_missing
         self._announce()
 
@@ -807,7 +807,7 @@ class Outgoing:
         finally:
             progress.cancel()
             with contextlib.suppress(OSError):  # what was sent since the last look
-                self.record.wire_bytes = bytes_acked(remote.wire_socket) + self._lazy_bytes
+                self._count(remote)
         if choice.restore_mode is RestoreMode.LAZY and local.pause_seconds is not None and local.dump_stats is not None:
             node_id = self.record.destination.node_id
             self._costs.learn(node_id, local.pause_seconds, local.dump_stats, local.image_bytes)
@@ -907,17 +907,21 @@ class Outgoing:
 
     async def _watch_bytes(self, remote: GrpcRemote) -> None:
         while True:
-            now, acked = time.monotonic(), bytes_acked(remote.wire_socket)
-            raw = remote.raw_bytes_sent
-            sent = (acked if raw is None else raw) + self._lazy_bytes
+            now, sent = time.monotonic(), self._count(remote)
             self._samples = [*self._samples[-RATE_SAMPLES:], (now, sent)]
             first_at, first_bytes = self._samples[0]
             if now > first_at:
                 self.record.rate_bytes_per_second = round((sent - first_bytes) / (now - first_at))
-            self.record.bytes_sent, self.record.wire_bytes = sent, acked + self._lazy_bytes
             self.record.total.CopyFrom(convert.duration(now - self._started))
             await self._notify()
             await asyncio.sleep(PROGRESS_SECONDS)
+
+    def _count(self, remote: GrpcRemote) -> int:
+        """What was sent so far, and on the network. Raises `OSError`."""
+        acked, raw = bytes_acked(remote.wire_socket), remote.raw_bytes_sent
+        self.record.bytes_sent = (acked if raw is None else raw) + self._lazy_bytes
+        self.record.wire_bytes = acked + self._lazy_wire_bytes
+        return self.record.bytes_sent
 
     def _enter(self, phase: types_pb2.MigrationPhase.ValueType) -> None:
         self._leave_phase()
