@@ -18,7 +18,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,6 +48,9 @@ _INTERFACE_BYTES: Final = 15
 class ContainerPlace:
     """The place of one container, in a directory of phaul's: its bundle."""
 
+    #: Whether it must be open before there is a criu for it.
+    is_opened_first = False
+
     def __init__(self, container: types_pb2.Container, directory: Path) -> None:
         """Raises `InvalidRequest`, and `PhaulError` UNSUPPORTED for a runtime whose containers do not move."""
         name = parse_container(f"{container.runtime}:{container.id}")
@@ -73,6 +76,8 @@ class ContainerPlace:
         small = types_pb2.Container()
         small.CopyFrom(self._container)
         small.ClearField("config")
+        if small.HasField("podman"):
+            small.podman.ClearField("archive")
         return {"container": json_format.MessageToDict(small), "directory": str(self.directory)}
 
     @property
@@ -84,8 +89,19 @@ class ContainerPlace:
         return False
 
     @property
+    def bundle(self) -> Path:
+        """Where its config.json is."""
+        return self.directory
+
+    @property
     def rootfs(self) -> Path:
+        """Its files."""
         return self.directory / "rootfs"
+
+    @property
+    def mountpoint(self) -> Path:
+        """Where its files are mounted while criu builds the tree."""
+        return self.rootfs
 
     async def check(self) -> None:
         """Whether it can be here. Raises `PhaulError`."""
@@ -94,8 +110,13 @@ class ContainerPlace:
             raise PhaulError(f"{self._runtime.name} is not installed here", reason="UNSUPPORTED", remedy=remedy)
         if record_path(self._runtime, self.name.id).parent.exists():
             raise WorkloadExists(str(self.name))
+        await self._check_mounts(self._container.mounts)
+        if self._container.links:
+            await self._check_links()
+
+    async def _check_mounts(self, mounts: Iterable[types_pb2.ContainerMount]) -> None:
         hierarchies = self._hierarchies()
-        for each in self._container.mounts:
+        for each in mounts:
             if each.kind == types_pb2.CONTAINER_MOUNT_KIND_CGROUP and each.source not in hierarchies:
                 raise no_hierarchy(each.source)
             if each.kind == types_pb2.CONTAINER_MOUNT_KIND_VOLUME and not await asyncio.to_thread(
@@ -103,8 +124,6 @@ class ContainerPlace:
             ):
                 message = f"the volume {each.source}, at {each.mountpoint} in {self.name}, is not here"
                 raise PhaulError(message, reason="PREFLIGHT_FAILED", remedy="shared storage, or a copy made beforehand")
-        if self._container.links:
-            await self._check_links()
 
     async def open(self) -> None:
         """Make the bundle, without its files. Raises `OSError`, `InvalidRequest`."""
@@ -155,11 +174,17 @@ class ContainerPlace:
                     except BrokenPipeError:
                         return written  # tar says why
                     written += len(message.data)
+                if message.log:
+                    await asyncio.to_thread(self._take_log, message.log)
                 is_complete |= message.complete
                 message = await anext(requests, None)
         if not is_complete:
             raise ImageCorrupt("the files of the container ended early")
         return written
+
+    def _take_log(self, data: bytes) -> None:
+        """Add to the log that another keeps of it."""
+        raise InvalidRequest(f"nobody keeps a log of {self.name}")
 
     def _remove(self, path: str) -> None:
         """A file that is gone at the source; nothing outside of the root, whatever its links say."""
@@ -178,7 +203,7 @@ class ContainerPlace:
         """Let the runtime make it, and end the init that comes with it before it can be started."""
         self._is_made = True
         log = self.directory / "create.log"
-        argv = ["create", "--bundle", str(self.directory), self.name.id]
+        argv = ["create", "--bundle", str(self.bundle), self.name.id]
         with log.open("wb") as output:
             running = await child.spawn([*self._program(), *argv], stdout=output, stderr=output)
             async with running:
@@ -202,7 +227,7 @@ class ContainerPlace:
         externals = tuple(restore_externals(self._container, self._cgroups))
         inherited = tuple(InheritFd(key=self._container.log, fd=fd) for fd in self._log_fds)
         return dataclasses.replace(
-            options, root=str(self.rootfs), external=(*options.external, *externals), inherit_fds=inherited
+            options, root=str(self.mountpoint), external=(*options.external, *externals), inherit_fds=inherited
         )
 
     @contextlib.contextmanager
@@ -222,14 +247,14 @@ class ContainerPlace:
     async def enter(self, criu_pid: int) -> None:
         """Before a restore: criu joins the cgroups, and the root becomes a mount. Raises `OSError`, `PhaulError`."""
         for path in set(self._cgroups.values()):
-            await asyncio.to_thread(_join, Path(path) / "cgroup.procs", criu_pid)
-        await command(["mount", "--bind", str(self.rootfs), str(self.rootfs)])
-        await command(["mount", "--make-private", str(self.rootfs)])
+            await asyncio.to_thread(join, Path(path) / "cgroup.procs", criu_pid)
+        await command(["mount", "--bind", str(self.rootfs), str(self.mountpoint)])
+        await command(["mount", "--make-private", str(self.mountpoint)])
 
     async def leave(self) -> None:
         """After a restore, whatever came of it: the tree has a root of its own."""
-        while any(each.point == str(self.rootfs) for each in _mounts()):  # bound to itself: os.path does not see it
-            await command(["umount", "--lazy", str(self.rootfs)])
+        while any(each.point == str(self.mountpoint) for each in _mounts()):  # bound to itself: os.path does not see it
+            await command(["umount", "--lazy", str(self.mountpoint)])
 
     def adopt(self, pid: int) -> None:
         """Make the runtime's record name the tree. Raises `OSError`, `ValueError`, `KeyError`."""
@@ -247,7 +272,13 @@ class ContainerPlace:
             bridge = ["master", link.bridge] if link.bridge else []
             await command(["ip", "link", "set", "dev", link.outer, *bridge, "up"])
             for address in link.addresses:
-                _announce(link, address)
+                announce(link, address)
+
+    async def attend(self, record: Path) -> None:
+        """The shim of that directory is the parent of its tree."""
+
+    async def settle(self) -> None:
+        """It runs, and nothing that was made for the restore is needed any more."""
 
     async def discard(self) -> None:
         """It never ran here: nothing of it is left. Raises `PhaulError`, `OSError`."""
@@ -264,7 +295,7 @@ class ContainerPlace:
             init = read_init(self._runtime, self.name)
         except (OSError, ValueError, KeyError):
             return False
-        return init.bundle == str(self.directory)
+        return init.bundle == str(self.bundle)
 
     def _program(self) -> list[str]:
         return [self._runtime.name, *self._runtime.manager(self._container.cgroup_manager or "cgroupfs")]
@@ -294,7 +325,7 @@ class ContainerPlace:
                 link.outer = f"p{os.urandom(6).hex()}"[:_INTERFACE_BYTES]
 
 
-def _join(cgroup: Path, pid: int) -> None:
+def join(cgroup: Path, pid: int) -> None:
     """Put a process into a cgroup. One of version 1 with a share of the processor takes none of a real-time class."""
     try:
         cgroup.write_text(str(pid))
@@ -345,7 +376,7 @@ def _cgroup_names(process: str) -> dict[str, str]:
     return found
 
 
-def _announce(link: types_pb2.ContainerLink, address: str) -> None:
+def announce(link: types_pb2.ContainerLink, address: str) -> None:
     """A gratuitous ARP from the bridge, in the container's name. What fails is logged: others find out by asking."""
     if not link.bridge or ":" in address:
         return

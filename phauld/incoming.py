@@ -46,6 +46,7 @@ from phauld.lazy_chain import PageSource, has_parent, make_lazy
 from phauld.lazy_hold import Guard, Left
 from phauld.page_stream import STREAM_SECONDS, PageStream, PipeTerms
 from phauld.placement import Promise
+from phauld.podman_place import place_from_journal
 from phauld.receiver import Server
 from phauld.session import Do, Event, Phase, Record
 from phauld.sync_receiver import SyncReceiver
@@ -113,7 +114,7 @@ class Incoming:
             addresses=tuple(map(parse_address, entry.detail.get("addresses", ()))),
             hooks=tuple(map(parse_hook, entry.detail.get("hooks", ()))),
             source_name=entry.detail.get("source_name", ""),
-            container=ContainerPlace.from_journal(entry.detail["container"]) if entry.detail.get("container") else None,
+            container=place_from_journal(entry.detail["container"]) if entry.detail.get("container") else None,
             sync=tuple(entry.detail.get("sync", ())),
         )
 
@@ -216,7 +217,7 @@ class Session:
 
     def remember(self, entry: IncomingEntry) -> None:
         """This session is an earlier phauld's: know again what it left."""
-        if "record" in entry.detail and entry.phase is not Phase.RUNNING:
+        if entry.detail.get("record") and entry.phase is not Phase.RUNNING:
             self._slot = self._workloads.found_slot(Path(entry.detail["record"]))
         self.pid = entry.detail.get("pid", 0)
         self._root = entry.detail.get("root", {})
@@ -260,10 +261,12 @@ class Session:
         try:
             await self._stream.open()
             await asyncio.to_thread(self.sync.open)
-            self._slot = await self._make_slot()
+            is_opened_first = self._container is not None and self._container.is_opened_first
+            if not is_opened_first:
+                self._slot = await self._make_slot()
             self._journal.note(
                 images=str(self._directory),
-                record=str(self._slot.directory),
+                record=str(self._slot.directory) if self._slot is not None else "",
                 workload=self.incoming.spec.name,
                 carried=[str(path) for path in self._made],
                 addresses=[str(each) for each in self.incoming.addresses],
@@ -286,6 +289,10 @@ class Session:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # now that the journal knows of it
             if self._container is not None:
                 await self._container.open()
+            if is_opened_first:
+                self._slot = await self._make_slot()
+                self._journal.note(record=str(self._slot.directory))
+                await self._journal.record(self._phase)
             await self._hooks.prepare()
         except BaseException:
             await finish(self.fire(Event.ABORT) if self._phase is Phase.OPEN else self._clean_up())
@@ -298,7 +305,13 @@ class Session:
             return await self._workloads.restore_under_shim(spec, criu)
         with self._container.log(self.incoming.carried) as log:
             own_cgroups = self._container.has_cgroup_namespace
-            return await self._workloads.restore_under_shim(spec, criu, new_cgroup_namespace=own_cgroups, inherited=log)
+            slot = await self._workloads.restore_under_shim(spec, criu, new_cgroup_namespace=own_cgroups, inherited=log)
+        try:
+            await self._container.attend(slot.directory)
+        except BaseException:
+            await finish(slot.discard())
+            raise
+        return slot
 
     def open_stream(self, terms: LinkTerms) -> bytes:
         """A token for one more connection, which goes to the relay. Raises `PhaseError`."""
@@ -736,6 +749,7 @@ class Session:
         if self._container is not None:
             await self._container_is("connected", self._container.show)
             await self._container_is("unmounted", self._container.leave)
+            await self._container_is("settled", self._container.settle)
         self._keep_directories()
         if self._slot is not None:
             self._slot.keep(self.incoming.spec.name)

@@ -21,6 +21,7 @@ from phauld.sync_records import SyncRecords
 
 SYNC_FEATURE: Final = "sync-v1"
 LAZY_TLS_FEATURE: Final = "lazy-tls-v1"  #: the relays of post-copy speak TLS
+PODMAN_FEATURE: Final = "podman-v1"
 API_FEATURES: Final = (
     "commit-v1",
     "put-images-v1",
@@ -28,6 +29,7 @@ API_FEATURES: Final = (
     SYNC_FEATURE,
     LAZY_TLS_FEATURE,
     pipe_choice.LAZY_PIPE_FEATURE,
+    PODMAN_FEATURE,
 )
 _CAP_SYS_RESOURCE: Final = 24  # linux/capability.h
 _TCP_INFO_BYTES: Final = 128

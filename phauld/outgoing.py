@@ -30,10 +30,11 @@ from phaul_client.commit import Event, Phase
 from phaul_client.compatibility import check_peer
 from phaul_client.config import Config
 from phaul_client.containers.baggage import Baggage
-from phaul_client.containers.inspect import Found, describe
+from phaul_client.containers.inspect import Found, describe, is_to_its_monitor
 from phaul_client.containers.leaving import clear, leaving
 from phaul_client.containers.links import Links
 from phaul_client.containers.mounts import dump_externals
+from phaul_client.containers.podman import make_archive
 from phaul_client.coordinator import Coordinator, Recovery
 from phaul_client.doubt import Doubt
 from phaul_client.errors import (
@@ -63,7 +64,7 @@ from phaul_client.syncing import FileSync
 from phaul_client.tree import Tree, descendants, identity, is_alive, wait_until_gone, waits_for_pages
 from phaul_criu.child import finish
 from phaul_criu.stats import DumpStats
-from phauld import convert
+from phauld import convert, podman_runtime
 from phauld.container_place import container_problem
 from phauld.costs import CostBook
 from phauld.freezer import CannotFreeze, Freezer, find_cgroup, undo_leftover
@@ -71,6 +72,7 @@ from phauld.guard import Guard
 from phauld.journal import OutgoingEntry, OutgoingRecord
 from phauld.node import (
     LAZY_TLS_FEATURE,
+    PODMAN_FEATURE,
     SYNC_FEATURE,
     Node,
     bytes_acked,
@@ -407,6 +409,8 @@ class Outgoing:
     def _is_seen_to(self, problem: types_pb2.Problem) -> bool:
         """Whether it is none for a container."""
         is_log = problem.code == "mount-outside" and problem.subject in map(str, self._carried())
+        if problem.code == "pipe-outside" and self._target.container is not None:
+            is_log = is_to_its_monitor(self._target.container, problem.subject)
         return is_log or problem.code in DONE_FOR_CONTAINERS
 
     def _addresses(self, addresses: Sequence[Address]) -> Addresses:
@@ -509,7 +513,8 @@ class Outgoing:
         )
         container = self._target.container
         if container is not None:
-            self._baggage = Baggage(container.rootfs, self._target.pid, remote)
+            log = container.podman.log_path if container.podman is not None else None
+            self._baggage = Baggage(container.rootfs, self._target.pid, remote, log)
             self._leaving = leaving(container, tuple(link.outer for link in self._container.links))
             self._journal.note(container=self._leaving)
         settings = Settings(
@@ -683,6 +688,9 @@ class Outgoing:
         check_peer(there.node_name, there.version, there.api_features)
         self.record.problems.extend(answer.problems)
         refuse(list(answer.problems))
+        if self._container.HasField("podman") and PODMAN_FEATURE not in there.api_features:
+            message = f"{there.node_name} is too old for containers of podman"
+            raise PreflightRefused((message,), reason="UNSUPPORTED", remedy="a newer phaul there")
         if self._options.sync and SYNC_FEATURE not in answer.destination.api_features:
             message = f"{answer.destination.node_name} is too old for --sync"
             raise PreflightRefused((message,), reason="UNSUPPORTED", remedy="a newer phaul there")
@@ -734,6 +742,9 @@ class Outgoing:
         options = self._with_addresses(decided(self.record.options, self._chosen))
         options.mode = MODE_VALUES[choice.mode]
         options.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
+        if self._target.container is not None and self._target.container.podman is not None:
+            facts, criu = self._target.container.podman, self._node.criu.binary
+            self._container.podman.archive = await make_archive(facts, criu, Path(podman_runtime.__file__))
         self.record.bytes_total = resident_bytes(self._target.pid)
         guard, tls = self._node.guard, None
         if self._pipe.tls and guard is not None:

@@ -40,6 +40,7 @@ from phauld.observer import NOBODY, Observer
 from phauld.options import parse_options, restore_options
 from phauld.page_stream import PipeTerms
 from phauld.placement import Promise
+from phauld.podman_place import place_of
 from phauld.preflight import check_destination
 from phauld.session import Event, Phase
 from phauld.workloads import Workloads, WorkloadSpec
@@ -256,8 +257,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         """Raises `InvalidRequest`, and `PhaulError` UNSUPPORTED."""
         if self._node.containers_dir is None:
             raise PhaulError("this node takes no containers", reason="UNSUPPORTED")
-        directory = f"{container.runtime}-{container.id}@{migration_id}"
-        return ContainerPlace(container, self._node.containers_dir / directory)
+        return place_of(container, self._node.containers_dir, migration_id, self._node.criu.binary)
 
     def _new_session(self, request: remote_pb2.OpenSessionRequest) -> Session:
         options = parse_options(request.options)

@@ -6,13 +6,17 @@ first look, or was not read well the first time, is sent again.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import logging
 import os
 import re
 import stat
+import termios
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -30,6 +34,8 @@ PIECE_BYTES: Final = 256 << 10
 NAMES_BYTES: Final = 512 << 10
 WHOLE_SECONDS: Final = 24 * 3600.0  #: the deadline of the migration ends it sooner
 RUNNING_ROUNDS: Final = 2
+DRAIN_SECONDS: Final = 1.0
+WRITTEN_SECONDS: Final = 0.01  #: from the read of a line to its place in the log
 MAX_SAID: Final = 60_000  #: what is kept of it is no more
 _CHANGE: Final = re.compile(
     r"tar: .*: (file changed as we read it|File removed before we read it|Cannot (stat|open): No such file or directory"
@@ -42,7 +48,9 @@ _TAR: Final = ("tar", "--create", "--file=-", "--numeric-owner", "--xattrs", "--
 class Baggage:
     """The files of one container, on their way; `pid` is its init."""
 
-    def __init__(self, root: Path, pid: int, remote: GrpcRemote) -> None:
+    def __init__(self, root: Path, pid: int, remote: GrpcRemote, log: Path | None = None) -> None:
+        self._log = log  # of whoever reads what it writes into a pipe
+        self._log_bytes = 0
         self._root = root
         self._pid = pid
         self._remote = remote
@@ -62,13 +70,15 @@ class Baggage:
 
     async def rest(self) -> None:
         """Send what has changed; the tree stands still. Raises `PeerError`, `PhaulError`."""
+        if self._log is not None:
+            await asyncio.to_thread(drained, self._pid)
         now = await asyncio.to_thread(look, self._root)
         mapped = await asyncio.to_thread(mapped_inodes, self._pid)
         known = {path: entry for path, entry in self._known.items() if entry.inode not in mapped}
         missing = tuple(sorted(self._known.keys() - now.keys(), reverse=True))
         found = changes(known, now)
         found = found._replace(deleted=tuple(sorted({*found.deleted, *missing}, reverse=True)))
-        if not found.deleted and not found.changed:
+        if not found.deleted and not found.changed and self._log is None:
             return
         status, said = await self._send(found)
         if status != 0:
@@ -107,7 +117,21 @@ class Baggage:
         while data := await reader.read(PIECE_BYTES):
             yield remote_pb2.PutFilesRequest(data=data)
             self.bytes += len(data)
+        async for piece in self._log_pieces():
+            yield remote_pb2.PutFilesRequest(log=piece)
         yield remote_pb2.PutFilesRequest(complete=True)
+
+    async def _log_pieces(self) -> AsyncIterator[bytes]:
+        """What has been added to its log since they were asked for last."""
+        if self._log is None:
+            return
+        with contextlib.suppress(FileNotFoundError), self._log.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < self._log_bytes:
+                self._log_bytes = 0  # its reader has begun another
+            file.seek(self._log_bytes)
+            while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
+                self._log_bytes += len(piece)
+                yield piece
 
 
 def batches(names: Iterable[str]) -> Iterable[list[str]]:
@@ -128,6 +152,26 @@ def is_change(said: str) -> bool:
     """Whether all that tar complains of is that files changed or went while it read them."""
     lines = said.splitlines()
     return len(said) < MAX_SAID and all(_CHANGE.fullmatch(line) for line in lines)
+
+
+def drained(pid: int) -> None:
+    """Wait until what the tree has written into the pipes at 1 and 2 was read, and its reader is idle again."""
+    until = time.monotonic() + DRAIN_SECONDS
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(f"/proc/{pid}/fd/{number}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                while _pending(descriptor) and time.monotonic() < until:
+                    time.sleep(0.002)
+            finally:
+                os.close(descriptor)
+    time.sleep(WRITTEN_SECONDS)
+
+
+def _pending(descriptor: int) -> int:
+    answer = array.array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, answer)
+    return answer[0]
 
 
 def mapped_inodes(pid: int) -> set[int]:

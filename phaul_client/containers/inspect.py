@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from phaul.v1 import types_pb2
 from phaul_client.containers.mounts import outside, parse_mounts
+from phaul_client.containers.podman import NETWORK_KEY, PodmanFacts, inspect_podman, is_podmans
 from phaul_client.containers.runtimes import RUNTIMES, ContainerName, Init, Record, Runtime, runtime_of
 from phaul_client.errors import PhaulError, WorkloadNotFound
 from phaul_client.tree import identity
@@ -42,6 +43,12 @@ class Found:
     init: Init
     config: dict[str, Any]
     log: LogFile | None = None
+    podman: PodmanFacts | None = None  #: if podman called the runtime
+
+    @property
+    def record_name(self) -> ContainerName:
+        """What the runtime calls it."""
+        return self.name if self.podman is None else ContainerName(self.runtime.name, self.podman.id)
 
     @property
     def rootfs(self) -> Path:
@@ -50,9 +57,24 @@ class Found:
 
 def find_container(name: ContainerName) -> Found:
     """Raises `PhaulError`: UNSUPPORTED, WORKLOAD_NOT_FOUND, or WRONG_PHASE for one that does not run."""
-    runtime = runtime_of(name)
+    if name.runtime == "podman":
+        return _find_podman(name)
+    return _find(name, name, runtime_of(name))
+
+
+def _find_podman(name: ContainerName) -> Found:
+    facts = inspect_podman(name.id)
+    if facts.why_not is not None:
+        why, remedy = facts.why_not
+        raise PhaulError(f"podman:{facts.name} {why}", reason="UNSUPPORTED", remedy=remedy)
+    record = ContainerName(facts.runtime, facts.id)
+    found = _find(ContainerName(name.runtime, facts.name), record, RUNTIMES[facts.runtime])
+    return dataclasses.replace(found, podman=facts)
+
+
+def _find(name: ContainerName, record: ContainerName, runtime: Runtime) -> Found:
     try:
-        init = read_init(runtime, name)
+        init = read_init(runtime, record)
     except FileNotFoundError:
         raise WorkloadNotFound(str(name)) from None
     except (OSError, ValueError, KeyError, TypeError) as exc:
@@ -63,6 +85,8 @@ def find_container(name: ContainerName) -> Found:
         config = json.loads((Path(init.bundle) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise PhaulError(f"{name}: no config.json in its bundle: {exc}", reason="UNSUPPORTED") from exc
+    if is_podmans(config) and name == record:
+        return _find_podman(ContainerName("podman", name.id))
     return Found(name=name, runtime=runtime, init=init, config=config)
 
 
@@ -91,9 +115,9 @@ def container_of(pid: int) -> Found | None:
     for runtime in RUNTIMES.values():
         for record in Path(runtime.state_root).glob(f"*/{runtime.record}") if runtime.state_root else ():
             with contextlib.suppress(PhaulError, OSError, ValueError, KeyError, TypeError):
-                found = find_container(ContainerName(runtime.name, record.parent.name))
-                if found.init.pid == pid:
-                    return found
+                name = ContainerName(runtime.name, record.parent.name)
+                if read_init(runtime, name).pid == pid:
+                    return find_container(name)
     return None
 
 
@@ -130,15 +154,56 @@ async def describe(found: Found) -> types_pb2.Container:
         text = await asyncio.to_thread(Path(f"/proc/{found.init.pid}/mountinfo").read_text)
     except OSError as exc:
         raise PhaulError(f"{found.name} has ended", reason="PROCESS_ENDED") from exc
+    mounts = outside(found.config, parse_mounts(text))
     return types_pb2.Container(
-        runtime=found.name.runtime,
-        id=found.name.id,
+        runtime=found.record_name.runtime,
+        id=found.record_name.id,
         config=json.dumps(found.config).encode(),
         cgroup_manager=found.init.cgroup_manager,
-        mounts=outside(found.config, parse_mounts(text)),
+        mounts=mounts if found.podman is None else _podmans_own(found.podman, mounts),
         links=await _links(found),
         log=found.log.key if found.log is not None else "",
+        podman=_podman(found, found.podman) if found.podman is not None else None,
     )
+
+
+def _podmans_own(facts: PodmanFacts, mounts: Iterable[types_pb2.ContainerMount]) -> Iterable[types_pb2.ContainerMount]:
+    """Without a source what podman makes for each container, anew at the destination; criu takes the shared memory."""
+    for each in mounts:
+        if each.source == f"{facts.static_dir}/shm":
+            continue
+        if each.source.startswith((f"{facts.static_dir}/", f"{facts.run_dir}/")):
+            each.source = ""
+        yield each
+
+
+def _podman(found: Found, facts: PodmanFacts) -> types_pb2.Podman:
+    process = Path(f"/proc/{found.init.pid}")
+    network = f"net[{(process / 'ns/net').stat().st_ino}]:{NETWORK_KEY}" if facts.has_network else ""
+    return types_pb2.Podman(
+        name=facts.name,
+        image=facts.image,
+        networks=facts.networks,
+        static_dir=facts.static_dir,
+        pipes=pipes_of(found.init.pid),
+        network=network,
+    )
+
+
+def pipes_of(pid: int) -> list[str]:
+    """The pipes at the first three descriptors of a process; empty for what is none."""
+    found = []
+    for number in range(3):
+        link = ""
+        with contextlib.suppress(OSError):
+            link = os.readlink(f"/proc/{pid}/fd/{number}")
+        found.append(link if link.startswith("pipe:") else "")
+    return found
+
+
+def is_to_its_monitor(found: Found, pipe: str) -> bool:
+    """Whether the other end of a pipe is held by podman's monitor; the destination's has one, too."""
+    return found.podman is not None and pipe in pipes_of(found.init.pid)
 
 
 def _check_config(found: Found) -> None:
@@ -149,7 +214,7 @@ def _check_config(found: Found) -> None:
     if "user" in namespaces:
         raise _unsupported(found, "has a user namespace of its own", "a container without")
     for kind, path in namespaces.items():
-        if path:
+        if path and not (kind == "network" and found.podman is not None and found.podman.has_network):
             what = f"lives in a {kind} namespace that something else made ({path})"
             raise _unsupported(found, what, f"let {found.name.runtime} make it: no path in config.json")
     if found.config.get("process", {}).get("terminal"):

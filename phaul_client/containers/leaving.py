@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from phaul_client.containers.inspect import Found, command, read_init, runs
+from phaul_client.containers.podman import podman
 from phaul_client.containers.runtimes import RUNTIMES, ContainerName
 from phaul_client.errors import PhaulError
 
@@ -27,8 +28,9 @@ PROGRAM_SECONDS: Final = 30.0
 def leaving(found: Found, links: tuple[str, ...]) -> dict[str, Any]:
     """For the journal."""
     return {
-        "runtime": found.name.runtime,
-        "id": found.name.id,
+        "runtime": found.record_name.runtime,
+        "id": found.record_name.id,
+        "podman": found.podman is not None,
         "created": found.init.created,
         "bundle": found.init.bundle,
         "manager": found.init.cgroup_manager,
@@ -44,16 +46,23 @@ async def clear(left: Mapping[str, Any], ours: Path | None) -> str:
         try:
             init = read_init(runtime, name)
         except (OSError, ValueError, KeyError):
-            why = ""
-            break  # it is gone
+            why = await _forget_podmans(name.id) if left.get("podman") else ""
+            if not why:
+                break  # it is gone
+            await asyncio.sleep(RETRY_SECONDS)
+            continue
         if init.created != left["created"]:
             return ""  # another one has its name
         why = f"its init, PID {init.pid}, has not ended"
         if not runs(init):
             try:
-                await command([runtime.name, *runtime.manager(left["manager"]), "delete", name.id], PROGRAM_SECONDS)
-                why = ""
-                break
+                if left.get("podman"):
+                    why = await _forget_podmans(name.id)
+                else:
+                    await command([runtime.name, *runtime.manager(left["manager"]), "delete", name.id], PROGRAM_SECONDS)
+                    why = ""
+                if not why:
+                    break
             except PhaulError as exc:
                 why = exc.message
         await asyncio.sleep(RETRY_SECONDS)
@@ -63,3 +72,12 @@ async def clear(left: Mapping[str, Any], ours: Path | None) -> str:
     if why:
         logger.error("container not deleted name=%s error=%s", name, why)
     return why
+
+
+async def _forget_podmans(container_id: str) -> str:
+    """podman's own record, which outlives the runtime's; why that failed, or ""."""
+    try:
+        await podman(("container", "rm", "--force", "--ignore", "--time", "0", container_id))
+    except PhaulError as exc:
+        return exc.message
+    return ""

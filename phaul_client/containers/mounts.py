@@ -88,6 +88,8 @@ def dump_externals(container: types_pb2.Container) -> Iterator[str]:
         yield f"mnt[{each.mountpoint}]:{each.name}"
     if container.log:
         yield container.log
+    if container.podman.network:
+        yield container.podman.network
 
 
 def restore_externals(container: types_pb2.Container, cgroup_paths: Mapping[str, str]) -> Iterator[str]:
@@ -99,7 +101,7 @@ def restore_externals(container: types_pb2.Container, cgroup_paths: Mapping[str,
             yield f"mnt[{each.name}]:{cgroup_paths[each.source]}"
         else:
             yield f"mnt[{each.name}]:{each.source}"
-    for link in container.links:
+    for link in () if container.podman.network else container.links:
         yield f"veth[{link.name}]:{link.outer}"
 
 

@@ -53,8 +53,6 @@ class Runtime:
     init: Callable[[Record], Init] | None = None  #: reads a record
     with_init: Callable[[Record, int, int], Record] | None = None  #: makes it name another init: PID, clock ticks
     manager: Callable[[str], tuple[str, ...]] = lambda _: ()  #: the flags that make cgroups so
-    refusal: str = ""  #: why its containers do not move
-    remedy: str = ""
 
 
 def _runc_init(record: Record) -> Init:
@@ -119,11 +117,7 @@ RUNTIMES: Final[Mapping[str, Runtime]] = MappingProxyType(
                 manager=lambda manager: (f"--cgroup-manager={manager}",),
             ),
             Runtime(
-                name="podman",
-                refusal="podman keeps a container in a database of its own, its output in the pipes of a monitor that"
-                " stays behind, and its network in a namespace that podman made: none of them can be given to another"
-                " node's podman but by `podman container restore`, which runs the container before phaul can commit",
-                remedy="run it with runc or crun, or use podman container checkpoint --export",
+                name="podman",  # has one of the others do it, see podman.py: no record is its own
             ),
         )
     }
@@ -144,8 +138,8 @@ def parse_container(text: str) -> ContainerName | None:
 
 
 def runtime_of(name: ContainerName) -> Runtime:
-    """Raises `PhaulError` UNSUPPORTED for one whose containers do not move."""
+    """Raises `PhaulError` UNSUPPORTED for one that has others do it."""
     runtime = RUNTIMES[name.runtime]
-    if runtime.refusal:
-        raise PhaulError(f"{name}: {runtime.refusal}", reason="UNSUPPORTED", remedy=runtime.remedy)
+    if runtime.init is None:
+        raise PhaulError(f"{name}: {runtime.name} keeps no records of its own", reason="UNSUPPORTED")
     return runtime

@@ -84,7 +84,7 @@ async def test_there_and_back(nodes: Nodes, tmp_path: Path, runtime: str) -> Non
 async def mounts_at(node: Node) -> list[str]:
     """Those that a restore needs, and nobody else."""
     mounts = (await node.run(["cat", "/proc/self/mountinfo"])).stdout
-    return [line for line in mounts.splitlines() if "/containers/" in line]
+    return [line for line in mounts.splitlines() if "/phaul/state/" in line]
 
 
 async def left_at(node: Node, container: Container) -> list[str]:
@@ -169,7 +169,7 @@ async def test_what_cannot_move_is_told_beforehand(nodes: Nodes, tmp_path: Path)
         return str(errors[0]["message"] if errors else done.json().get("error", {}).get("message", ""))
 
     assert await problem(str(container)) == ""
-    assert "database" in await problem("podman:web")
+    assert "podman" in await problem("podman:nobody")
     assert "no workload" in await problem("runc:nobody")
     assert "no runtime" in await problem("docker:web")
     piped = await Container.start(

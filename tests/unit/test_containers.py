@@ -53,7 +53,7 @@ def test_names() -> None:
             parse_container(text)
     with pytest.raises(PhaulError) as refused:
         runtime_of(ContainerName("podman", "web"))
-    assert (refused.value.reason, "database" in refused.value.message) == ("UNSUPPORTED", True)
+    assert (refused.value.reason, "no records" in refused.value.message) == ("UNSUPPORTED", True)
 
 
 def test_a_record_names_another_init() -> None:

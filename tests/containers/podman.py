@@ -1,0 +1,122 @@
+"""Nodes with a podman of their own: its storage, its shared memory and its networks; containers that it keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+from tests.containers.containers import ADDRESS, BRIDGE, PORT, ROOT, TREE, VICTIMS, Container
+from tests.nodes import Node
+
+IMAGE: Final = "localhost/phaul-test:1"
+NETWORK: Final = "lan"
+#: Without a pids controller here; CNI, because its bridge needs no iptables.
+_CONFIGURATION: Final = """
+[containers]
+pids_limit = 0
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "{runtime}"
+[network]
+network_backend = "cni"
+cni_plugin_dirs = ["/usr/lib/cni"]
+network_config_dir = "/run/networks"
+"""
+_NETWORK: Final = f"""{{"cniVersion": "0.4.0", "name": "{NETWORK}", "plugins": [
+    {{"type": "bridge", "bridge": "{BRIDGE}", "ipam": {{"type": "host-local", "dataDir": "/run/addresses",
+     "ranges": [[{{"subnet": "10.77.2.0/24", "rangeStart": "{ADDRESS}", "rangeEnd": "{ADDRESS}"}}]]}}}}]}}"""
+_PREPARE: Final = """
+set -e
+mkdir -p /etc/containers /var/lib/containers /run/networks /run/etc-containers "$1"
+printf %s "$2" >/run/etc-containers/containers.conf
+printf %s "$3" >/run/networks/lan.conflist
+printf %s "$4" >/run/etc-containers/storage.conf
+printf '{"default": [{"type": "insecureAcceptAnything"}]}' >/run/etc-containers/policy.json
+mount --bind /run/etc-containers /etc/containers
+mount --bind "$1" /var/lib/containers
+mount -t tmpfs none /dev/shm
+podman image exists "$5"
+"""
+_IMAGES: Final = TREE.parent / "podman-2"
+#: Both nodes read the image from the same place; what they make is their own.
+_STORAGE: Final = f"""[storage]
+driver = "overlay"
+runroot = "/run/containers/storage"
+graphroot = "/var/lib/containers/storage"
+[storage.options]
+additionalimagestores = [{str(_IMAGES)!r}]
+"""
+_BUILD: Final = """
+set -eu
+[ ! -d "$2" ] || exit 0
+work=$(mktemp -d "$2.XXXXXX")
+trap 'umount "$work/overlay" 2>/dev/null || true; rm -rf "$work"' EXIT
+mount -t tmpfs none /run
+tar -C "$1" --exclude=./usr/share --exclude=./var/lib --exclude='*perl*' --exclude='*/gconv' -cf - . |
+    podman --root "$work" --runroot /run/containers --storage-driver overlay import - "$3" >&2
+umount "$work/overlay" 2>/dev/null || true
+chmod 755 "$work"
+mv "$work" "$2"
+"""
+
+
+def missing() -> str | None:
+    """Why there is no podman here, after it was installed; `None` if there is one."""
+    wanted = (("podman", "podman"), ("conmon", "conmon"), ("/usr/lib/cni/bridge", "containernetworking-plugins"))
+    for program, package in wanted:
+        need = subprocess.run([ROOT / "scripts/need", program, package], capture_output=True, text=True, check=False)
+        if need.returncode != 0:
+            return need.stderr.strip().splitlines()[-1]
+    words = ["bash", "-c", _BUILD, "bash", str(TREE), str(_IMAGES), IMAGE]
+    built = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", *words], capture_output=True, text=True, check=False
+    )
+    return f"no image: {built.stderr[-300:]}" if built.returncode else None
+
+
+async def prepare(node: Node, runtime: str) -> None:
+    """Give it a podman that knows the image and the network."""
+    storage = node.directory / "containers"
+    configuration = _CONFIGURATION.format(runtime=runtime)
+    await node.run(["sh", "-c", _PREPARE, "sh", str(storage), configuration, _NETWORK, _STORAGE, IMAGE])
+
+
+class PodmanContainer(Container):
+    """One that podman keeps."""
+
+    def __str__(self) -> str:
+        return f"podman:{self.name}"
+
+    @classmethod
+    async def start(  # type: ignore[override]
+        cls, node: Node, runtime: str, volume: Path, name: str = "web", *, flags: tuple[str, ...] = ()
+    ) -> PodmanContainer:
+        """Run it, detached, with a volume and a network."""
+        container = cls(runtime, name, volume)
+        app = volume.parent / "app"
+        await asyncio.to_thread(_fill, volume, app)
+        words = ["podman", "run", "--detach", "--name", name, "--network", NETWORK, *flags]
+        volumes = ["--volume", f"{volume}:/data", "--volume", f"{app}:/app"]
+        command = ["/usr/bin/python3", "-IS", "/app/in_container.py", "0.0.0.0", str(PORT)]
+        await node.run([*words, *volumes, IMAGE, *command])
+        await container.beats()
+        return container
+
+    async def state(self, node: Node) -> dict[str, Any]:
+        """What podman says of it; empty if it knows none."""
+        done = await node.run(["podman", "container", "inspect", self.name], check=False)
+        if done.returncode != 0:
+            return {}
+        (found,) = done.json()
+        return {**found["State"], "status": found["State"]["Status"], "id": found["Id"]}
+
+
+def _fill(volume: Path, app: Path) -> None:
+    for each in (volume, app):
+        each.mkdir(exist_ok=True)
+    for name in ("in_container.py", "tcp_echo.py"):
+        shutil.copy(VICTIMS / name, app)
