@@ -29,8 +29,9 @@ Way = Callable[[Lab, int], Awaitable[Figures]]
 
 
 async def warm(lab: Lab, mib: int) -> None:
-    """Touch as much of the guests' memory as the move will need, in every way alike."""
-    script = f"head -c {mib * 5 // 4}M /dev/zero >/dev/shm/warm; rm /dev/shm/warm"
+    """Touch as much of the guests' memory as the move will need, in every way alike: images and process."""
+    size = f"{mib * 11 // 10}M"
+    script = f"for d in /dev/shm /run; do head -c {size} /dev/zero >$d/warm; done; rm /dev/shm/warm /run/warm"
     await asyncio.gather(*(guest.run(["sh", "-c", script]) for guest in lab.guests))
 
 
