@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import Final
 
 from tests.nodes import children
-from tests.packages.builds import TREES
+from tests.packages.builds import TREES, run
 from tests.systemd.machines import SHARED, Failed, Machine, until
 
 #: bash reaps whatever is left to it
 _INIT: Final = ("bash", "-c", "sleep infinity & while :; do wait; done")
-_START_SECONDS: Final = 120.0  #: the tree may have to be built
+_START_SECONDS: Final = 60.0
 
 
 @contextlib.contextmanager
 def clean_debian(shared: Path) -> Iterator[Machine]:
     """One, on the network of this machine; `shared` is its /shared."""
+    run(TREES, "path", "base", timeout_seconds=500)  # builds it if need be
     booted = subprocess.Popen(
         [TREES, "run", "base", "--bind", f"{shared}:{SHARED}", "--", *_INIT], stdin=subprocess.DEVNULL
     )
