@@ -207,6 +207,16 @@ async def test_what_cannot_move_is_told_beforehand(nodes: Nodes, tmp_path: Path)
 
 
 @SELDOM
+@pytest.mark.parametrize("options", [("--restore", "lazy"), ("--mode", "post-copy")], ids=lambda options: options[1])
+async def test_memory_that_comes_later(nodes: Nodes, tmp_path: Path, options: tuple[str, ...]) -> None:
+    a, b, _ = nodes
+    container = await PodmanContainer.start(a, "runc", tmp_path / "volume")
+    status, report = await migrate(a, str(container), b, *options)
+    assert status == 0, told(report)
+    await runs_only_at(nodes, container, b)
+
+
+@SELDOM
 async def test_a_podman_that_fails_there_leaves_it_here(nodes: Nodes, tmp_path: Path) -> None:
     a, b, _ = nodes
     container = await PodmanContainer.start(a, "runc", tmp_path / "volume")
