@@ -69,7 +69,7 @@ async def test_rounds_through_the_pipe(kind: str, lab: Lab, json_report: Report)
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def secured(lab: Lab, tmp_path: Path) -> AsyncIterator[Lab]:
-    """Both guests with a phauld that has a certificate; the lab's usual one is started again by `ready`."""
+    """Both guests with a phauld that has a certificate, and leaves TLS to pipes; `ready` starts the usual one again."""
     await ready(lab)
     make_ca(tmp_path / "ca")
     for guest, peer in (lab.guests, lab.guests[::-1]):
@@ -81,7 +81,7 @@ async def secured(lab: Lab, tmp_path: Path) -> AsyncIterator[Lab]:
         await _end_phauld(lab)
         await guest.run(["mkdir", "-p", DIRECTORY])
     for guest in lab.guests:
-        await guest.start_phauld("--tls-dir", DIRECTORY, insecure=False)
+        await guest.start_phauld("--tls-dir", DIRECTORY, "--kernel-tls", "false", insecure=False)
     yield lab
     await _end_phauld(lab)
 
