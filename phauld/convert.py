@@ -102,6 +102,7 @@ def workload_message(spec: WorkloadSpec) -> types_pb2.WorkloadSpec:
         own_time_namespace=spec.new_time_namespace,
         user=spec.user,
         limits=spec.limits,
+        own_ipc_namespace=spec.new_ipc_namespace,
     )
 
 
@@ -117,6 +118,7 @@ def workload_spec(message: types_pb2.WorkloadSpec) -> WorkloadSpec:
         new_time_namespace=message.own_time_namespace,
         user=message.user,
         limits=dict(message.limits),
+        new_ipc_namespace=message.own_ipc_namespace,
     )
 
 

@@ -6,6 +6,7 @@ import grp
 import os
 import pwd
 import resource
+import shutil
 from collections.abc import Mapping
 from typing import Final
 
@@ -43,6 +44,20 @@ def of_user(user: str) -> tuple[int, int, list[int]] | None:
     if not 0 <= uid < 2**32 - 1 or not 0 <= gid < 2**32 - 1:
         raise InvalidRequest(f"{user!r} is no user")
     return uid, gid, os.getgrouplist(found.pw_name, gid) if found is not None else [gid]
+
+
+def becoming(identity: tuple[int, int, list[int]] | None) -> list[str]:
+    """What an init that is root's starts a program by, so that it becomes that user.
+
+    The init itself stays root's: criu lets it mount /proc, in a PID namespace that has none. Raises `InvalidRequest`.
+    """
+    if identity is None:
+        return []
+    if (program := shutil.which("setpriv")) is None:
+        raise InvalidRequest("setpriv, which starts programs as another user, is missing", remedy="install util-linux")
+    user, group, groups = identity
+    further = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
+    return [program, f"--reuid={user}", f"--regid={group}", further, "--"]
 
 
 def resource_limits(limits: Mapping[str, int]) -> list[tuple[int, int]]:

@@ -85,6 +85,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             log_path=asked.log_path or self._workloads.log_path(name),
             user=asked.user,
             limits=dict(asked.limits),
+            new_ipc_namespace=asked.own_ipc_namespace if asked.HasField("own_ipc_namespace") else True,
             new_pid_namespace=asked.own_pid_namespace if asked.HasField("own_pid_namespace") else True,
             new_time_namespace=(
                 asked.own_time_namespace if asked.HasField("own_time_namespace") else TIME_NAMESPACE.exists()

@@ -24,6 +24,7 @@ import time
 
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
 PR_SET_CHILD_SUBREAPER = 36
 PF_EXITING = 4  # include/linux/sched.h
@@ -162,6 +163,7 @@ def run(directory: str, ready_fd: int) -> None:
         spec = json.load(file)
     try:
         namespaces = CLONE_NEWPID * spec["new_pid_namespace"] | CLONE_NEWTIME * spec["new_time_namespace"]
+        namespaces |= CLONE_NEWIPC * spec["new_ipc_namespace"]
         if namespaces:
             libc_call("unshare", namespaces)
         root = fork_exec(spec["argv"], (), lambda: enter_workload(spec))

@@ -50,6 +50,7 @@ class WorkloadSpec:
     new_pid_namespace: bool = True
     user: str = ""  #: who it runs as, with ":group" if wanted; empty: as phauld
     limits: Mapping[str, int] = field(default_factory=dict)  #: soft and hard, see `identities.py`
+    new_ipc_namespace: bool = False  #: what it has of System V IPC is its own, and moves along
     new_time_namespace: bool = False  #: its monotonic and boot-time clocks go on where they were on the next node
 
     def __post_init__(self) -> None:
@@ -126,11 +127,11 @@ class Workloads:
         program = shutil.which(spec.argv[0], path=search) if "/" not in spec.argv[0] else spec.argv[0]
         if program is None or not _is_program(os.path.join(spec.cwd, program)):
             raise InvalidRequest(f"{spec.argv[0]!r} is no program on this node", remedy=f"searched in {search}")
-        argv = ([init, "--"] if init else []) + [program, *spec.argv[1:]]
+        argv, ids = [program, *spec.argv[1:]], identity
+        if init is not None:
+            argv, ids = [init, "--", *identities.becoming(identity), *argv], None
         directory = self._make_record(spec)
-        shim.write_json(
-            str(directory), "spec.json", {**_to_json(spec), "argv": argv, "ids": identity, "rlimits": limits}
-        )
+        shim.write_json(str(directory), "spec.json", {**_to_json(spec), "argv": argv, "ids": ids, "rlimits": limits})
         try:
             outcome = await self._start_under_shim(directory)
         except BaseException:

@@ -45,6 +45,7 @@ def build_spec(
     env: tuple[tuple[str, str], ...],
     cwd: str | None,
     pid_namespace: bool,
+    ipc_namespace: bool = True,
     user: str = "",
     limits: tuple[tuple[str, int], ...] = (),
 ) -> WorkloadSpec:
@@ -59,6 +60,7 @@ def build_spec(
         env={**passed, **dict(env)},
         working_directory=os.path.abspath(cwd) if cwd is not None else "/",
         own_pid_namespace=pid_namespace,
+        own_ipc_namespace=ipc_namespace,
         user=user,
         limits=dict(limits),
     )
@@ -91,6 +93,13 @@ def build_spec(
 )
 @click.option("--cwd", metavar="DIR", help="Its working directory, which the destination needs too; default /.")
 @click.option("--no-pid-namespace", is_flag=True, help="Share this node's PIDs, which may be taken at the destination.")
+@click.option(
+    "--ipc",
+    type=click.Choice(["private", "node"]),
+    default="private",
+    show_default=True,
+    help="Whose System V shared memory, semaphores and message queues: its own, which move along, or this node's.",
+)
 @click.argument("argv", metavar="[--] CMD ARG...", nargs=-1, required=True, type=click.UNPROCESSED)
 async def run(
     session: Session,
@@ -98,17 +107,25 @@ async def run(
     env: tuple[tuple[str, str], ...],
     cwd: str | None,
     no_pid_namespace: bool,
+    ipc: str,
     user: str,
     limits: tuple[tuple[str, int], ...],
     argv: tuple[str, ...],
 ) -> None:
     """Start a program so that it can be moved.
 
-    It gets a PID namespace with a reaping init, a session without a terminal, and a log file. It runs on whatever
-    happens to phauld. Prints its name and PID.
+    It gets a PID namespace with a reaping init, an IPC namespace, a session without a terminal, and a log file. It runs
+    on whatever happens to phauld. Prints its name and PID.
     """
     spec = build_spec(
-        argv, name=name or "", env=env, cwd=cwd, pid_namespace=not no_pid_namespace, user=user, limits=limits
+        argv,
+        name=name or "",
+        env=env,
+        cwd=cwd,
+        pid_namespace=not no_pid_namespace,
+        ipc_namespace=ipc == "private",
+        user=user,
+        limits=limits,
     )
     async with session.connect() as daemon:
         workload = await (_start(daemon, spec) if name else _start_under_free_name(daemon, spec))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from phaul_client.preflight.capabilities import mask
 from phaul_client.preflight.model import FileKind, Process, TreeFacts
 from phaul_client.preflight.problems import Problem, error, info, warning
 
@@ -30,6 +31,7 @@ def check_namespaces(tree: TreeFacts) -> Iterator[Problem]:
         message = "lives in a PID namespace whose init is outside the tree"
         yield error("pid-namespace-part", str(root), message, "move the namespace's init (with all of it)")
     yield from _nested(tree, root)
+    yield from _proc(tree, root)
     yield from _own(tree, root)
     yield from _shared_memory(tree, root)
     yield from _open_namespaces(tree)
@@ -50,6 +52,21 @@ def _nested(tree: TreeFacts, root: Process) -> Iterator[Problem]:
         if process.pid_namespace_for_children not in (0, pid_namespace):
             message = "its children get another PID namespace than its own"
             yield error("nested-namespace", str(process), message, "move its children instead, or its parent")
+
+
+def _proc(tree: TreeFacts, root: Process) -> Iterator[Problem]:
+    """criu lets the init of a PID namespace that has no /proc of its own mount one, in its working directory."""
+    readers = tree.reader_namespaces
+    has_own = root.namespaces.get("mnt") != readers.get("mnt") or root.root_directory != "/"
+    if root.own_pid != 1 or root.namespaces.get("pid") == readers.get("pid") or has_own:
+        return
+    message = "is the init of a PID namespace without a /proc of its own, and cannot mount one, as criu lets it do: "
+    if not root.capabilities & mask("SYS_ADMIN"):
+        message += "it lacks CAP_SYS_ADMIN"
+        yield error("no-proc", str(root), message, "an init of root's: `phaul run --user` starts the program below one")
+    if not root.working_directory_writable:
+        message += f"nothing can be made in its working directory {root.working_directory}"
+        yield error("no-proc", str(root), message, "start it in another directory (`phaul run --cwd`)")
 
 
 def _own(tree: TreeFacts, root: Process) -> Iterator[Problem]:
@@ -82,5 +99,5 @@ def _shared_memory(tree: TreeFacts, root: Process) -> Iterator[Problem]:
         if mapped.path.startswith("/SYSV") and mapped.path not in named:
             named.add(mapped.path)
             message = f"{tree.process(mapped.pid)} uses System V shared memory of the node's IPC namespace"
-            remedy = "start it in an IPC namespace of its own (unshare --ipc), or let it use POSIX shared memory"
+            remedy = "start it in an IPC namespace of its own (`phaul run`), or let it use POSIX shared memory"
             yield error("sysv-shared-memory", mapped.path, message, remedy)

@@ -54,6 +54,7 @@ def read_process(pid: int) -> Process | None:
         pid_namespace_for_children=_namespace(f"{directory}/ns/pid_for_children"),
         executable=strip_deleted(try_link(f"{directory}/exe"))[0],
         working_directory=try_link(f"{directory}/cwd"),
+        working_directory_writable=_is_writable(f"{directory}/cwd"),
         root_directory=try_link(f"{directory}/root"),
         memory_bytes=_memory_bytes(stat),
     )
@@ -72,6 +73,14 @@ def lineage(pid: int) -> tuple[int, ...]:
         found.append(pid)
         pid = stat.parent_pid
     return tuple(found)
+
+
+def _is_writable(directory: str) -> bool:
+    """Whether it still has a name, on a mount that is not read-only; of one that is gone: as good as any."""
+    try:
+        return os.stat(directory).st_nlink > 0 and not os.statvfs(directory).f_flag & os.ST_RDONLY
+    except OSError:
+        return True
 
 
 def _memory_bytes(stat: Stat) -> int:

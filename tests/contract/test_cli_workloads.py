@@ -33,6 +33,13 @@ async def test_run_makes_a_name_up(cli: Cli) -> None:
     assert request.spec.env["A"] == "b"
     assert request.spec.env["PATH"] == os.environ["PATH"]
     assert (request.spec.own_pid_namespace, request.spec.working_directory) == (False, "/")
+    assert request.spec.own_ipc_namespace
+
+
+async def test_run_in_the_nodes_ipc_namespace(cli: Cli) -> None:
+    assert (await cli.run("run", "--ipc", "node", "--", "sleep", "9")).code == 0
+    (request,) = cli.script.of(node_pb2.RunWorkloadRequest)
+    assert (request.spec.HasField("own_ipc_namespace"), request.spec.own_ipc_namespace) == (True, False)
 
 
 async def test_run_needs_no_dashes(cli: Cli) -> None:

@@ -64,14 +64,33 @@ async def test_the_exit_code_is_written_down(workloads: Workloads, own: bool) ->
     assert log_of(ended) == "hello\n"
 
 
-async def test_it_runs_as_the_user_and_with_the_limits_that_it_was_given(workloads: Workloads) -> None:
+@OWN_OR_NOT
+async def test_it_runs_as_the_user_and_with_the_limits_that_it_was_given(workloads: Workloads, own: bool) -> None:
     command = "id -u; id -g; id -G; ulimit -n; ulimit -c; ulimit -Hn; grep CapEff /proc/self/status"
     given = {"user": "4242:4243", "limits": {"nofile": 77, "core": 0}}
-    await workloads.run(spec(workloads, "sh", "-c", command, **given))
+    await workloads.run(spec(workloads, "sh", "-c", command, new_pid_namespace=own, **given))
     ended = await workloads.wait("web")
     assert ended.exit_code == 0, log_of(ended)
     assert log_of(ended).split() == ["4242", "4243", "4243", "77", "0", "77", "CapEff:", "0" * 16]
     assert (ended.spec.user, ended.spec.limits) == (given["user"], given["limits"])
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own IPC namespace", "the node's"])
+async def test_its_ipc_namespace(workloads: Workloads, own: bool) -> None:
+    await workloads.run(spec(workloads, "readlink", "/proc/self/ns/ipc", new_ipc_namespace=own))
+    ended = await workloads.wait("web")
+    assert (log_of(ended).strip() != os.readlink("/proc/self/ns/ipc")) == own
+
+
+async def test_its_init_is_roots_whoever_it_runs_as(workloads: Workloads) -> None:
+    """criu lets the init mount a /proc, which it must be allowed to."""
+    started = await workloads.run(spec(workloads, "sleep", "100", user="4242:4243"))
+    assert started.pid is not None
+
+    def users() -> list[int]:
+        return [os.stat(f"/proc/{pid}").st_uid for pid in tree(started.pid or 0)]
+
+    await until(lambda: users() == [os.getuid(), 4242])
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,8 @@ def absent(_stage: Stage) -> int:
 #: Whether criu may read the limits of another user's process here.
 _MAY_READ_LIMITS: Final = bool(read_node().sys_resource)
 
+_OWN_PIDS: Final = ("unshare", "--pid", "--fork", "setsid")
+
 OBSTACLES: Final = (
     Case(name="no-such-process", pid=absent, codes=codes("no-such-process"), moves=False),
     Case(name="kernel-thread", pid=lambda _stage: 2, codes=codes("kernel-thread"), moves=False),
@@ -555,6 +557,19 @@ fcntl.ioctl(kept, 0x400454ca, struct.pack("16sH22x", b"phaul-%d", 0x1001))
         name="control-device", program='kept = open("/dev/loop-control", "rb", 0)', codes=codes("device"), moves=False
     ),
     Case(name="kernel-log", program='kept = open("/dev/kmsg", "rb", 0)'),
+    Case(
+        name="init-without-proc-that-may-not-mount-one",
+        wrapper=(*_OWN_PIDS, "setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"),
+        codes=codes("no-proc"),
+        moves=False,
+    ),
+    Case(
+        name="init-without-proc-in-a-deleted-directory",
+        wrapper=_OWN_PIDS,
+        program='os.mkdir(path("gone")); os.chdir(path("gone")); os.rmdir(path("gone"))',
+        codes=codes("no-proc"),
+        moves=False,
+    ),
     Case(name="system-v-shared-memory", program=_SHARED_MEMORY, codes=codes("sysv-shared-memory"), moves=False),
     Case(
         name="deleted-file",

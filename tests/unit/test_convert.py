@@ -101,6 +101,7 @@ def test_a_round_without_a_forecast_can_be_told() -> None:
             name="a.b-c_d", argv=("sh", "-c", "x y"), env={"A": "1", "B": ""}, cwd="/tmp", log_path="/l/a.log"
         ),
         WorkloadSpec(name="moved-1", argv=(), new_pid_namespace=False),
+        WorkloadSpec(name="shared", argv=("db",), new_ipc_namespace=True),
         WorkloadSpec(name="db", argv=("db",), user="postgres:ssl", limits={"nofile": 100, "core": 0}),
     ],
 )

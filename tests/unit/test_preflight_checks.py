@@ -11,6 +11,7 @@ import pytest
 
 import phaul_client.preflight
 from phaul.v1 import types_pb2
+from phaul_client.preflight.capabilities import mask
 from phaul_client.preflight.check_devices import DEVICES, UNSUPPORTED
 from phaul_client.preflight.check_nodes import check_nodes
 from phaul_client.preflight.check_sysctls import check_source_node
@@ -156,6 +157,28 @@ def test_another_user_without_sys_resource() -> None:
     limited = replace(SOURCE, sys_resource=False)
     assert codes(check_source(tree, limited, Wishes()))[0] == "other-user"
     assert "other-user" not in codes(check_source(tree, SOURCE, Wishes()))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, []),
+        ({"capabilities": 0}, ["no-proc"]),
+        ({"working_directory_writable": False}, ["no-proc"]),
+        ({"capabilities": 0, "namespaces": {"pid": 1, "mnt": 3}}, []),
+        ({"capabilities": 0, "namespaces": {"pid": 1, "mnt": 2}, "namespace_pids": (7,)}, []),
+    ],
+    ids=["as phaul run starts it", "of another user", "a read-only directory", "its own mounts", "our PID namespace"],
+)
+def test_who_may_mount_a_proc(change: dict[str, object], found: list[str]) -> None:
+    namespaces = {"pid": 9, "mnt": 2}
+    process = replace(PROCESS, namespace_pids=(7, 1), namespaces=namespaces, capabilities=mask("SYS_ADMIN"))
+    tree = TreeFacts(
+        root_pid=7,
+        processes=(replace(process, **change),),  # type: ignore[arg-type]
+        reader_namespaces={"pid": 1, "mnt": 2},
+    )
+    assert [code for code in codes(check_source(tree, SOURCE, Wishes())) if code == "no-proc"] == found
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.need import need
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 RECIPE: Final = Path(__file__).resolve().parent / "image"
 REQUIREMENTS: Final = ROOT / "requirements.txt"
@@ -165,7 +167,5 @@ def _one_builder(cache: Path) -> Iterator[None]:
 
 def _need(programs: dict[str, str]) -> None:
     """Install what is missing, as root. Raises LabMissing."""
-    words = [str(ROOT / "scripts/need"), " ".join(programs), *programs.values()]
-    needed = subprocess.run(words, stderr=subprocess.PIPE, text=True)
-    if needed.returncode != 0:
-        raise LabMissing(next(line for line in needed.stderr.splitlines() if "error: " in line))
+    if reason := need(programs):
+        raise LabMissing(reason)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +13,6 @@ from tests.workloads.client import HTTP_BODY
 
 PROGRAMS: Final = Path(__file__).parent / "programs"
 PORT: Final = 7300
-INSTALL_SECONDS: Final = 400
-_LOCK_WAIT: Final = ("-o", "DPkg::Lock::Timeout=300")
 _NGINX: Final = """daemon off; worker_processes 3; error_log {d}/error.log; pid {d}/pid; master_process on; user root;
 events {{ worker_connections 256; }}
 http {{ access_log off; client_body_temp_path {d}/body; proxy_temp_path {d}/proxy; fastcgi_temp_path {d}/fcgi;
@@ -97,23 +93,3 @@ WORKLOADS: Final = (
     Workload(name="threads", needs={"gcc": "gcc"}, prepare=_threads),
     Workload(name="tree", own_files=True, prepare=_tree),
 )
-
-
-def missing(workload: Workload) -> str | None:
-    """Install what is missing; why the workload cannot be tried here."""
-    for program, package in workload.needs.items():
-        if shutil.which(program) is None:
-            words = ["apt-get", *_LOCK_WAIT, "install", "-y", "--no-install-recommends", package]
-            shell = f"export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; {shlex.join(words)}"
-            for command in (shell, f"apt-get {shlex.join(_LOCK_WAIT)} update && ({shell})"):
-                try:
-                    subprocess.run(["sh", "-c", command], capture_output=True, timeout=INSTALL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    break
-                if shutil.which(program) is not None:
-                    break
-            else:
-                return f"{program} is missing, and apt could not install {package}"
-        if shutil.which(program) is None:
-            return f"{program} is missing, and apt could not install {package} in {INSTALL_SECONDS} s"
-    return None

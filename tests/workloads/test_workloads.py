@@ -3,68 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from tests.need import need
 from tests.node.test_daemons import migrate
-from tests.nodes import Node, Nodes, Process, until
-from tests.workloads.catalogue import PORT, WORKLOADS, Workload, missing
+from tests.nodes import Node, Nodes, until
+from tests.workloads.catalogue import PORT, WORKLOADS, Workload
+from tests.workloads.conftest import MODES, START_SECONDS, Outside, Row, record
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(600)]
 
 CLIENT: Final = Path(__file__).with_name("client.py")
-START_SECONDS: Final = 60.0
-MODES: Final = {
-    "eager": ("--mode", "stop-copy", "--restore", "eager"),
-    "lazy": ("--mode", "stop-copy", "--restore", "lazy"),
-    "post-copy": ("--mode", "post-copy"),
-}
-Row = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def table(json_report: dict[str, Any]) -> Iterator[list[Row]]:
-    """What was measured; printed at the end, and in the report of `--json`."""
-    rows: list[Row] = json_report.setdefault("workloads", [])
-    yield rows
-    if sys.__stdout__ is not None:
-        sys.__stdout__.write("\n" + "".join(_line(row) for row in rows))
-
-
-def _line(row: Row) -> str:
-    return (
-        f"{row['workload']:10} {row['mode']:10} client saw {row['client_gap_ms']:8.1f} ms, "
-        f"phaul says {row['pause_ms']:8.1f} ms, {row['answers']} answers verified\n"
-    )
-
-
-class Outside:
-    """A client of its own, on the client's node."""
-
-    def __init__(self, result: Path, process: Process) -> None:
-        self.result = result
-        self.process = process
-
-    def seen(self) -> Row:
-        found: Row = json.loads(self.result.read_text()) if self.result.exists() else {"answers": 0, "failure": ""}
-        assert not found["failure"], found
-        return found
-
-    async def progress(self) -> None:
-        """Wait for fifty more answers."""
-        count = self.seen()["answers"]
-        await until(lambda: self.seen()["answers"] > count + 50, START_SECONDS)
-
-    async def end(self) -> Row:
-        """Stop it, and let it read back what it wrote."""
-        await self.process.stop()
-        return self.seen()
 
 
 class Inside:
@@ -133,7 +87,7 @@ async def test_it_moves_under_load_and_its_client_finds_everything(
 ) -> None:
     if only_if_all and not every:
         pytest.skip("one mode for each workload; all of them with --all")
-    if reason := await asyncio.to_thread(missing, workload):
+    if reason := await asyncio.to_thread(need, workload.needs):
         pytest.skip(reason)
     a, b, _ = daemons
     client = await start(daemons, workload, tmp_path)
@@ -152,15 +106,4 @@ async def test_it_moves_under_load_and_its_client_finds_everything(
     if isinstance(client, Inside):
         assert client.seen()["word"] == "PASS", stopped
     assert workload.protocol not in ("redis", "memcached") or seen["read_back"] == seen["answers"]
-    table.append(
-        {
-            "workload": workload.name,
-            "mode": mode,
-            "client_gap_ms": seen["longest_gap_ms"],
-            "pause_ms": report["pause_ms"],
-            "total_ms": report["total_ms"],
-            "bytes": report["bytes"],
-            "answers": seen["answers"],
-            "read_back": seen.get("read_back", 0),
-        }
-    )
+    record(table, workload.name, mode, report, seen)
