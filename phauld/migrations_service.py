@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import ipaddress
 import logging
 import re
@@ -17,18 +16,16 @@ import grpc
 from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, types_pb2
-from phaul_client.containers.inspect import Found, container_of, find_container, with_log
-from phaul_client.containers.runtimes import parse_container
 from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError, TooManyMigrations, WorkloadNotFound
-from phaul_client.tree import identity
 from phauld import convert
 from phauld.config import DEFAULT_PORT
 from phauld.costs import CostBook
 from phauld.journal import Journal, OutgoingEntry
 from phauld.node import Node
 from phauld.observer import NOBODY, Observer
-from phauld.outgoing import RESOLUTIONS, Outgoing, Target
-from phauld.workloads import Workload, Workloads
+from phauld.outgoing import RESOLUTIONS, Outgoing
+from phauld.target import Target, find_target
+from phauld.workloads import Workloads
 
 logger = logging.getLogger(__name__)
 
@@ -257,41 +254,3 @@ def _is_ip6(address: str | None) -> bool:
         return address is None or bool(ipaddress.IPv6Address(address))
     except ValueError:
         return False
-
-
-def find_target(
-    request: migrations_pb2.StartMigrationRequest | node_pb2.PreflightRequest, workloads: Workloads
-) -> Target:
-    """What is to move. Raises `InvalidRequest`, `WorkloadNotFound`, `PhaulError` PID_NOT_FOUND."""
-    workload = None
-    match request.WhichOneof("target"):
-        case "workload":
-            if (name := parse_container(request.workload)) is not None:
-                return _container_target(find_container(name), workloads)
-            workload = workloads.get(request.workload)
-            if workload.pid is None:
-                raise InvalidRequest(f"{workload.name} does not run here: it is {workload.state}", remedy="phaul ps")
-            pid = workload.pid
-        case "pid":
-            pid = request.pid
-            workload = workloads.by_pid(pid)
-        case _:
-            raise InvalidRequest("neither a pid nor a workload was named")
-    if (container := container_of(pid)) is not None:
-        return _container_target(container, workloads)
-    return _target(pid, workload)
-
-
-def _container_target(container: Found, workloads: Workloads) -> Target:
-    pid = container.init.pid
-    container = with_log(container, workloads.log_dir)
-    return dataclasses.replace(_target(pid, workloads.by_pid(pid)), container=container)
-
-
-def _target(pid: int, workload: Workload | None) -> Target:
-    try:
-        known = identity(pid)
-        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        raise PhaulError(f"there is no process {pid}", reason="PID_NOT_FOUND", remedy="ps shows what runs") from None
-    return Target(pid=pid, identity=known, process_name=name, workload=workload)

@@ -10,12 +10,10 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import re
 import shutil
 import socket
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +28,7 @@ from phaul_client.commit import Event, Phase
 from phaul_client.compatibility import check_peer
 from phaul_client.config import Config
 from phaul_client.containers.baggage import Baggage
-from phaul_client.containers.inspect import Found, describe, is_to_its_monitor
+from phaul_client.containers.inspect import describe
 from phaul_client.containers.leaving import clear, leaving
 from phaul_client.containers.links import Links
 from phaul_client.containers.mounts import dump_externals
@@ -85,7 +83,8 @@ from phauld.options import MODE_VALUES, RESTORE_MODE_VALUES, Options, decided, d
 from phauld.preflight import check_source, refuse
 from phauld.relays import Relay
 from phauld.sync_records import State
-from phauld.workloads import Workload, Workloads
+from phauld.target import Target
+from phauld.workloads import Workloads
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +95,6 @@ FILLED_SECONDS: Final = 0.1
 AGAIN_SECONDS: Final = 1.0
 ANSWERED_SECONDS: Final = 3.0
 RATE_SAMPLES: Final = 5
-#: Problems of a process that are none of a container's: phaul sees to them.
-DONE_FOR_CONTAINERS: Final = ("mount-namespace",)
-#: Warnings that are errors for a container, which would not live long after its output has nobody to read it.
-FATAL_FOR_CONTAINERS: Final = ("pipe-outside",)
 #: An end of an attempt in these is not the end of the migration: a recovery goes on from the journal.
 _LEFT_TO_THE_NEXT: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED, Phase.ROLLING_BACK})
 #: Here the tree's addresses are the destination's, or may be.
@@ -111,24 +106,6 @@ RESOLUTIONS: Final = {
     migrations_pb2.RESOLUTION_KILL: Event.RESOLVED_KILL,
     migrations_pb2.RESOLUTION_RESUME: Event.RESOLVED_RESUME,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What moves: a process by its PID, and the workload that it is, if it is one."""
-
-    pid: int
-    identity: Mapping[str, Any] | None  #: whom the PID named when it was chosen; `None` once it need not be looked at
-    process_name: str
-    workload: Workload | None
-    container: Found | None = None
-
-    @property
-    def name(self) -> str:
-        """Of the container or the workload; empty for another process."""
-        if self.container is not None:
-            return str(self.container.name)
-        return self.workload.name if self.workload is not None else ""
 
 
 class Outgoing:
@@ -406,13 +383,6 @@ class Outgoing:
             await self._notify()
             await asyncio.sleep(PROGRESS_SECONDS)
 
-    def _is_seen_to(self, problem: types_pb2.Problem) -> bool:
-        """Whether it is none for a container."""
-        is_log = problem.code == "mount-outside" and problem.subject in map(str, self._carried())
-        if problem.code == "pipe-outside" and self._target.container is not None:
-            is_log = is_to_its_monitor(self._target.container, problem.subject)
-        return is_log or problem.code in DONE_FOR_CONTAINERS
-
     def _addresses(self, addresses: Sequence[Address]) -> Addresses:
         return Links(addresses, self._leaving["links"]) if self._leaving is not None else Addresses(addresses)
 
@@ -523,7 +493,7 @@ class Outgoing:
             ),
             baggage=self._baggage,
             root=self._target.identity,
-            carried=self._carried(),
+            carried=self._target.carried,
             freeze_budget_seconds=self._options.freeze_budget_seconds,
             doubt=self._doubt(),
         )
@@ -659,15 +629,11 @@ class Outgoing:
             self._enter(convert.migration_phase(phase))
 
     async def _preflight(self, remote: GrpcRemote) -> Choice:
-        findings = await check_source(self._node, self._target.pid, self.record.options, self._carried())
+        findings = await check_source(self._node, self._target.pid, self.record.options, self._target.carried)
         self._chosen = findings.chosen
         self._here, self._there = findings.here, findings.there
-        problems = list(findings.problems)
+        problems = self._target.weigh(findings.problems)
         if self._target.container is not None:
-            problems = [each for each in problems if not self._is_seen_to(each)]
-            for each in problems:
-                if each.code in FATAL_FOR_CONTAINERS:
-                    each.severity = types_pb2.SEVERITY_ERROR
             try:
                 self._container = await describe(self._target.container)
             except PhaulError as exc:
@@ -754,11 +720,11 @@ class Outgoing:
                 migration_id=self.migration_id,
                 source=self._node.info(),
                 destination_node_id=self.record.destination.node_id,
-                workload=self._spec(),
+                workload=self._target.spec,
                 container=self._container if self._target.container is not None else None,
                 options=options,
                 expected_bytes=self.record.bytes_total,
-                carried_files=[types_pb2.CarriedFile(path=str(path)) for path in self._carried()],
+                carried_files=[types_pb2.CarriedFile(path=str(path)) for path in self._target.carried],
                 page_pipe=convert.page_pipe(self._pipe),
             ),
             tls=tls,
@@ -766,18 +732,6 @@ class Outgoing:
         self.record.destination.CopyFrom(answer.destination)
         self.record.images_place = answer.images_place
         self._has_opened = True
-
-    def _spec(self) -> types_pb2.WorkloadSpec | None:
-        """How it was started, as far as phaul knows."""
-        if self._target.workload is not None:
-            return convert.workload_message(self._target.workload.spec)
-        container = self._target.container
-        if container is None:
-            return None
-        name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{container.name.runtime}-{container.name.id}")[:63]
-        log_path = str(container.log.path) if container.log is not None else ""
-        argv = container.config["process"]["args"]
-        return types_pb2.WorkloadSpec(name=name, argv=argv, log_path=log_path, own_pid_namespace=True)
 
     def _with_addresses(self, options: types_pb2.Options) -> types_pb2.Options:
         """What the destination needs to know of them: everything."""
@@ -900,12 +854,6 @@ class Outgoing:
             shown,
             exc_info=error if reason_of(shown) == "INTERNAL" else None,
         )
-
-    def _carried(self) -> tuple[Path, ...]:
-        workload, container = self._target.workload, self._target.container
-        if container is not None:
-            return (container.log.path,) if container.log is not None else ()
-        return (Path(workload.spec.log_path),) if workload is not None and workload.spec.log_path else ()
 
     def _on_round(self, ended: RoundEnded) -> None:
         forecast: Forecast | None = ended.verdict.forecast

@@ -20,7 +20,8 @@ from phauld import outgoing
 from phauld.costs import CostBook
 from phauld.journal import Journal
 from phauld.node import Node
-from phauld.outgoing import Outgoing, Target
+from phauld.outgoing import Outgoing
+from phauld.target import Target
 from phauld.workloads import Workloads
 from tests.nodes import until
 
