@@ -12,6 +12,10 @@ from phaul_client.errors import PhaulError
 
 #: Without these of the other node nothing can move, in either direction.
 NEEDED: Final = ("commit-v1", "put-images-v1")
+#: Looked for where they are used.
+SYNC_FEATURE: Final = "sync-v1"
+LAZY_TLS_FEATURE: Final = "lazy-tls-v1"  #: the relays of post-copy speak TLS
+PODMAN_FEATURE: Final = "podman-v1"
 
 
 def check_peer(name: str, version: str, features: Collection[str], needed: Collection[str] = NEEDED) -> None:

@@ -75,6 +75,10 @@ class Guard:
         """The node that the policy knows at HOST:PORT. Raises `InvalidRequest`."""
         return self.policy().destination(address.rpartition(":")[0].strip("[]"))
 
+    def pipe_tls_to(self, address: str) -> PipeTls:
+        """For pages to HOST:PORT. Raises `InvalidRequest`."""
+        return self.pipe_tls(self.peer_at(address))
+
     def open_channel(
         self, address: str, options: Sequence[tuple[str, Any]], interceptors: Sequence[grpc.aio.ClientInterceptor]
     ) -> grpc.aio.Channel:
@@ -90,3 +94,13 @@ def _looks(path: Path) -> tuple[int, ...]:
     found = os.stat(path)
     times = (found.st_mtime_ns, found.st_ctime_ns)
     return (max(times), *times, found.st_ino, found.st_dev, found.st_size)
+
+
+def open_channel(
+    address: str, interceptors: Sequence[grpc.aio.ClientInterceptor], guard: Guard | None
+) -> grpc.aio.Channel:
+    """A connection of its own: what a cut did to another migration's (a back-off, a dead socket) is not ours."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    if guard is not None:
+        return guard.open_channel(address, options, interceptors)
+    return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)

@@ -12,6 +12,7 @@ from typing import Final
 
 from phaul.v1 import types_pb2
 from phaul_client import pipe_choice
+from phaul_client.compatibility import LAZY_TLS_FEATURE, NEEDED, PODMAN_FEATURE, SYNC_FEATURE
 from phaul_client.hook_calls import HookSettings
 from phaul_client.tree import descendants
 from phaul_criu.criu import Criu, Features
@@ -19,12 +20,8 @@ from phaul_criu.version import Version
 from phauld.guard import Guard
 from phauld.sync_records import SyncRecords
 
-SYNC_FEATURE: Final = "sync-v1"
-LAZY_TLS_FEATURE: Final = "lazy-tls-v1"  #: the relays of post-copy speak TLS
-PODMAN_FEATURE: Final = "podman-v1"
 API_FEATURES: Final = (
-    "commit-v1",
-    "put-images-v1",
+    *NEEDED,
     pipe_choice.API_FEATURE,
     SYNC_FEATURE,
     LAZY_TLS_FEATURE,

@@ -20,19 +20,15 @@ from typing import Any, Final
 import grpc
 from google.protobuf import json_format
 
-from phaul.v1 import migrations_pb2, remote_pb2, types_pb2
+from phaul.v1 import migrations_pb2, types_pb2
 from phaul_client import commit, timeline
 from phaul_client.addresses import Address, parse_address
 from phaul_client.client import Client, RoundEnded
 from phaul_client.commit import Event, Phase
-from phaul_client.compatibility import check_peer
 from phaul_client.config import Config
 from phaul_client.containers.baggage import Baggage
-from phaul_client.containers.inspect import describe
 from phaul_client.containers.leaving import clear, leaving
 from phaul_client.containers.links import Links
-from phaul_client.containers.mounts import dump_externals
-from phaul_client.containers.podman import make_archive
 from phaul_client.coordinator import Coordinator, Recovery
 from phaul_client.doubt import Doubt
 from phaul_client.errors import (
@@ -49,11 +45,11 @@ from phaul_client.errors import (
 from phaul_client.hook_calls import Hooks
 from phaul_client.hooks import Facts, Side
 from phaul_client.local import LAST_DUMP, CriuLocal, Settings, unlock_network
-from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, RestoreMode, Wish, choose
+from phaul_client.modes import RestoreMode
 from phaul_client.movers import Addresses
 from phaul_client.pipe import LinkTerms
-from phaul_client.pipe_choice import PipeChoice, choose_pipe, is_loopback
-from phaul_client.policy import DowntimePolicy, Forecast, Policy, PostCopyPolicy, StopCopyPolicy, Switchable
+from phaul_client.pipe_choice import Compression
+from phaul_client.policy import Forecast, StopCopyPolicy, Switchable
 from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress, RelayGone
 from phaul_client.remote import GrpcRemote
 from phaul_client.rounds import PAGE_SIZE_BYTES
@@ -62,25 +58,16 @@ from phaul_client.syncing import FileSync
 from phaul_client.tree import Tree, descendants, identity, is_alive, wait_until_gone, waits_for_pages
 from phaul_criu.child import finish
 from phaul_criu.stats import DumpStats
-from phauld import convert, podman_runtime
-from phauld.container_place import container_problem
+from phauld import convert
 from phauld.costs import CostBook
-from phauld.freezer import CannotFreeze, Freezer, find_cgroup, undo_leftover
-from phauld.guard import Guard
+from phauld.decision import WITH_LAZY_PAGES
+from phauld.departure import Departure, Plan
+from phauld.freezer import Freezer, undo_leftover
+from phauld.guard import open_channel
 from phauld.journal import OutgoingEntry, OutgoingRecord
-from phauld.node import (
-    LAZY_TLS_FEATURE,
-    PODMAN_FEATURE,
-    SYNC_FEATURE,
-    Node,
-    bytes_acked,
-    may_exceed_pipe_size,
-    pipe_max_size_bytes,
-    resident_bytes,
-)
+from phauld.node import Node, bytes_acked
 from phauld.observer import NOBODY, Observer
-from phauld.options import MODE_VALUES, RESTORE_MODE_VALUES, Options, decided, dump_options, limits, parse_options
-from phauld.preflight import check_source, refuse
+from phauld.options import dump_options, limits, parse_options
 from phauld.relays import Relay
 from phauld.sync_records import State
 from phauld.target import Target
@@ -89,7 +76,6 @@ from phauld.workloads import Workloads
 logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS: Final = 0.2
-WITH_ROUNDS: Final = (Mode.PRE_COPY, Mode.HYBRID)
 UNWIND_SECONDS: Final = 10.0
 FILLED_SECONDS: Final = 0.1
 AGAIN_SECONDS: Final = 1.0
@@ -139,6 +125,7 @@ class Outgoing:
         self._relay: Relay | None = None
         self._lazy_bytes, self._lazy_wire_bytes = 0, 0  # sent by the relay
         self._lazy_uses_tls = False  # the relays
+        self._lazy_packing: Compression | None = None
         self._remote: GrpcRemote | None = None
         self._client: Client | None = None
         self._policy = Switchable(StopCopyPolicy())  # of the mode, once that is chosen
@@ -150,13 +137,8 @@ class Outgoing:
         self._costs = costs
         self._observer = observer
         self._phase_started = self._started
-        self._can_throttle = False
-        self._pipe = PipeChoice(uses_pipe=False, text="")
-        self._container = types_pb2.Container()  # what the destination is told of it, if it is one
         self._baggage: Baggage | None = None  # its files
         self._leaving: dict[str, Any] | None = None  # what is left of it here, for the journal
-        self._here: tuple[Address, ...] = ()  # the addresses that move along, as they are here
-        self._there: tuple[Address, ...] = ()  # and as the destination is to have them
         self.record = migrations_pb2.Migration(
             migration_id=migration_id,
             phase=types_pb2.MIGRATION_PHASE_PREFLIGHT,
@@ -169,6 +151,7 @@ class Outgoing:
             created_at=convert.timestamp(time.time()),
             phase_since=convert.timestamp(time.time()),
         )
+        self._departure = Departure(node, target, self.record)
 
     @property
     def migration_id(self) -> str:
@@ -195,7 +178,7 @@ class Outgoing:
             GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
         ):
             try:
-                await self._preflight(remote)
+                await self._departure.plan(remote, self._options)
             except PeerUnavailable as exc:
                 self.record.problems.add(
                     code="peer-unreachable",
@@ -437,14 +420,15 @@ class Outgoing:
         ):
             self._use(remote)
             await self._until_filled()
-            choice = await self._preflight(remote)
-            local = self._make_local(remote, deadline, choice)
+            plan = await self._departure.plan(remote, self._options)
+            local = self._make_local(remote, deadline, plan)
             try:
                 await local.fire(Event.PREFLIGHT_PASSED)
                 await local.hooks.prepare()
-                await self._open(remote, choice)
+                await self._departure.open(remote, plan)
+                self._has_opened = True
                 await local.fire(Event.SESSION_OPENED)
-                await self._move(local, remote, choice)
+                await self._move(local, remote, plan)
             except (Exception, asyncio.CancelledError) as exc:
                 await local.unwind(exc)
             finally:
@@ -466,7 +450,7 @@ class Outgoing:
             await asyncio.sleep(FILLED_SECONDS)
         self.record.status_text = ""
 
-    def _make_local(self, remote: GrpcRemote, deadline: asyncio.Timeout, choice: Choice) -> CriuLocal:
+    def _make_local(self, remote: GrpcRemote, deadline: asyncio.Timeout, plan: Plan) -> CriuLocal:
         def on_phase(phase: Phase) -> None:
             if phase is Phase.COMMITTED and not deadline.expired():  # else it is left in doubt, to a recovery
                 deadline.reschedule(None)
@@ -479,18 +463,16 @@ class Outgoing:
             destination=self.record.destination_address,
             destination_node_id=self.record.destination.node_id,
             options=json_format.MessageToDict(self.record.options),
-            addresses=[str(each) for each in self._here],
+            addresses=[str(each) for each in plan.here],
         )
         container = self._target.container
         if container is not None:
             log = container.podman.log_path if container.podman is not None else None
             self._baggage = Baggage(container.rootfs, self._target.pid, remote, log)
-            self._leaving = leaving(container, tuple(link.outer for link in self._container.links))
+            self._leaving = leaving(container, tuple(link.outer for link in plan.container.links))
             self._journal.note(container=self._leaving)
         settings = Settings(
-            dump=dataclasses.replace(
-                dump_options(self._target.pid, self._chosen), external=tuple(dump_externals(self._container))
-            ),
+            dump=dataclasses.replace(dump_options(self._target.pid, plan.chosen), external=plan.externals),
             baggage=self._baggage,
             root=self._target.identity,
             carried=self._target.carried,
@@ -498,7 +480,8 @@ class Outgoing:
             doubt=self._doubt(),
         )
         local: CriuLocal
-        if choice.mode in (Mode.POST_COPY, Mode.HYBRID):
+        self._lazy_uses_tls, self._lazy_packing = plan.decision.lazy_uses_tls, plan.decision.pipe.lazy_packing
+        if plan.decision.mode in WITH_LAZY_PAGES:
             local = PostcopyLocal(
                 self.migration_id,
                 remote,
@@ -514,7 +497,7 @@ class Outgoing:
             local = CriuLocal(
                 self.migration_id, remote, self._journal, settings, on_phase=on_phase, clean_up=self._clean_up
             )
-        local.addresses = self._addresses(self._here)
+        local.addresses = self._addresses(plan.here)
         local.hooks = self._hooks(local.addresses)
         if self._options.sync:
             local.files = FileSync(
@@ -531,15 +514,15 @@ class Outgoing:
     async def _start_relay(self) -> tuple[Relay, socket.socket]:
         node = self._node
         self._relay, sock = await Relay.serve(self._directory / "relay", node.criu.binary, node.criu_version)
-        self._journal.note(lazy_tls=self._lazy_uses_tls, lazy_packing=self._pipe.lazy_packing)
+        self._journal.note(lazy_tls=self._lazy_uses_tls, lazy_packing=self._lazy_packing)
         return self._relay, sock
 
     def _link_terms(self) -> LinkTerms:
         """For the next connection of the relays. Raises `InvalidRequest` while the policy cannot be read."""
         guard, tls = self._node.guard, None
         if guard is not None and self._lazy_uses_tls:
-            tls = guard.pipe_tls(guard.peer_at(self.record.destination_address))
-        return LinkTerms(tls=tls, packing=self._pipe.lazy_packing)
+            tls = guard.pipe_tls_to(self.record.destination_address)
+        return LinkTerms(tls=tls, packing=self._lazy_packing)
 
     def _on_progress(self, progress: Progress) -> None:
         self._lazy_bytes, self._lazy_wire_bytes = progress.sent_bytes, progress.wire_bytes
@@ -600,7 +583,7 @@ class Outgoing:
             )
         self._relay = Relay(self._directory / "relay", entry.detail["relay"])
         self._lazy_uses_tls = bool(entry.detail.get("lazy_tls"))
-        self._pipe = PipeChoice(uses_pipe=False, lazy_packing=entry.detail.get("lazy_packing"), text="")
+        self._lazy_packing = entry.detail.get("lazy_packing")
         return PostcopyRecovery(
             self.migration_id,
             remote,
@@ -628,119 +611,7 @@ class Outgoing:
         if phase not in commit.FINAL:  # these are told when everything else about the end is, too
             self._enter(convert.migration_phase(phase))
 
-    async def _preflight(self, remote: GrpcRemote) -> Choice:
-        findings = await check_source(self._node, self._target.pid, self.record.options, self._target.carried)
-        self._chosen = findings.chosen
-        self._here, self._there = findings.here, findings.there
-        problems = self._target.weigh(findings.problems)
-        if self._target.container is not None:
-            try:
-                self._container = await describe(self._target.container)
-            except PhaulError as exc:
-                problems.append(container_problem(str(self._target.container.name), exc, self._node.name))
-        self.record.problems.extend(problems)
-        refuse(problems)
-        answer = await remote.check_tree(
-            remote_pb2.CheckTreeRequest(
-                migration_id=self.migration_id,
-                source=self._node.info(),
-                tree=findings.tree,
-                container=self._container if self._target.container is not None else None,
-                options=self._with_addresses(self.record.options),
-            )
-        )
-        self.record.destination.CopyFrom(answer.destination)
-        there = answer.destination
-        check_peer(there.node_name, there.version, there.api_features)
-        self.record.problems.extend(answer.problems)
-        refuse(list(answer.problems))
-        if self._container.HasField("podman") and PODMAN_FEATURE not in there.api_features:
-            message = f"{there.node_name} is too old for containers of podman"
-            raise PreflightRefused((message,), reason="UNSUPPORTED", remedy="a newer phaul there")
-        if self._options.sync and SYNC_FEATURE not in answer.destination.api_features:
-            message = f"{answer.destination.node_name} is too old for --sync"
-            raise PreflightRefused((message,), reason="UNSUPPORTED", remedy="a newer phaul there")
-        choice = choose_mode(self._options, self._node, answer.destination, resident_bytes(self._target.pid))
-        is_local = is_loopback(self.record.destination_address)
-        self._lazy_uses_tls = self._node.guard is not None and LAZY_TLS_FEATURE in there.api_features
-        if self._node.guard is not None and not (self._lazy_uses_tls or self._node.insecure or is_local):
-            self._refuse_lazy_pages_in_clear(choice.mode)
-        self._pipe = choose_pipe(
-            mode=choice.mode,
-            checksum=self._options.checksum,
-            compression=self._options.compression,
-            tls=self._node.guard is not None,
-            clear_is_allowed=self._node.insecure or is_local,
-            is_loopback=is_local,
-            kernel_tls=self._node.guard is not None and self._node.guard.kernel_tls,
-            peer_features=frozenset(answer.destination.api_features),
-        )
-        self.record.page_stream = self._pipe.text
-        self.record.mode = MODE_VALUES[choice.mode]
-        self.record.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
-        self.record.mode_reason = "; ".join(each.removeprefix(f"{choice.mode}: ") for each in choice.reasons[:-1])
-        self.record.restore_mode_reason = choice.reasons[-1].removeprefix(f"{choice.restore_mode} restore: ")
-        if self._options.throttle and choice.mode in WITH_ROUNDS:
-            self._check_throttle()
-        return choice
-
-    def _refuse_lazy_pages_in_clear(self, mode: Mode) -> None:
-        """The other node's relay has no TLS. Raises `PreflightRefused`."""
-        if mode in (Mode.POST_COPY, Mode.HYBRID):
-            remedy = "a newer phauld there, --mode pre-copy or stop-copy, or insecure = true on both nodes"
-            raise PreflightRefused((f"{mode}: its pages would travel in clear",), reason="UNSUPPORTED", remedy=remedy)
-
-    def _check_throttle(self) -> None:
-        try:
-            find_cgroup(self._target.pid)
-            self._can_throttle = True
-        except (CannotFreeze, FileNotFoundError, ProcessLookupError) as exc:
-            self.record.problems.add(
-                code="no-throttle",
-                severity=types_pb2.SEVERITY_WARNING,
-                subject=f"pid {self._target.pid}",
-                message=f"it cannot be held back: {exc}",
-                remedy="it moves without; give it a cgroup of version 2 of its own to allow it",
-                node_name=self._node.name,
-            )
-
-    async def _open(self, remote: GrpcRemote, choice: Choice) -> None:
-        options = self._with_addresses(decided(self.record.options, self._chosen))
-        options.mode = MODE_VALUES[choice.mode]
-        options.restore_mode = RESTORE_MODE_VALUES[choice.restore_mode]
-        if self._target.container is not None and self._target.container.podman is not None:
-            facts, criu = self._target.container.podman, self._node.criu.binary
-            self._container.podman.archive = await make_archive(facts, criu, Path(podman_runtime.__file__))
-        self.record.bytes_total = resident_bytes(self._target.pid)
-        guard, tls = self._node.guard, None
-        if self._pipe.tls and guard is not None:
-            tls = guard.pipe_tls(guard.peer_at(self.record.destination_address))
-        answer = await remote.open_session(
-            remote_pb2.OpenSessionRequest(
-                migration_id=self.migration_id,
-                source=self._node.info(),
-                destination_node_id=self.record.destination.node_id,
-                workload=self._target.spec,
-                container=self._container if self._target.container is not None else None,
-                options=options,
-                expected_bytes=self.record.bytes_total,
-                carried_files=[types_pb2.CarriedFile(path=str(path)) for path in self._target.carried],
-                page_pipe=convert.page_pipe(self._pipe),
-            ),
-            tls=tls,
-        )
-        self.record.destination.CopyFrom(answer.destination)
-        self.record.images_place = answer.images_place
-        self._has_opened = True
-
-    def _with_addresses(self, options: types_pb2.Options) -> types_pb2.Options:
-        """What the destination needs to know of them: everything."""
-        message = types_pb2.Options()
-        message.CopyFrom(options)
-        message.move_addresses[:] = [str(each) for each in self._there]
-        return message
-
-    async def _move(self, local: CriuLocal, remote: GrpcRemote, choice: Choice) -> None:
+    async def _move(self, local: CriuLocal, remote: GrpcRemote, plan: Plan) -> None:
         telling = asyncio.create_task(self._tell_of_files())
         try:
             await local.carry_beforehand()
@@ -751,8 +622,9 @@ class Outgoing:
         await local.copy_files()
         self.record.status_text = ""
         self._directory.mkdir(parents=True, mode=0o700)
-        self._policy.policy = _policy(choice)
+        self._policy.policy = plan.decision.policy
         config = Config(self._target.pid, remote.page_socket.fileno(), self._directory)
+        restore_mode = plan.decision.choice.restore_mode
         costs = self._costs.to(self.record.destination.node_id)
         progress = asyncio.create_task(self._watch_bytes(remote))
         try:
@@ -763,17 +635,17 @@ class Outgoing:
                     config,
                     criu=self._node.criu,
                     policy=self._policy,
-                    limits=limits(self._options, choice.restore_mode, costs, allow_throttle=self._can_throttle),
+                    limits=limits(self._options, restore_mode, costs, allow_throttle=plan.can_throttle),
                     on_round=self._on_round,
                     throttle=freezer.hold_back,
-                    external=tuple(dump_externals(self._container)),
+                    external=plan.externals,
                 )
                 await self._client.migrate()
         finally:
             progress.cancel()
             with contextlib.suppress(OSError):  # what was sent since the last look
                 self._count(remote)
-        if choice.restore_mode is RestoreMode.LAZY and local.pause_seconds is not None and local.dump_stats is not None:
+        if restore_mode is RestoreMode.LAZY and local.pause_seconds is not None and local.dump_stats is not None:
             node_id = self.record.destination.node_id
             self._costs.learn(node_id, local.pause_seconds, local.dump_stats, local.image_bytes)
 
@@ -902,16 +774,6 @@ class Outgoing:
             self._changed.notify_all()
 
 
-def open_channel(
-    address: str, interceptors: Sequence[grpc.aio.ClientInterceptor], guard: Guard | None
-) -> grpc.aio.Channel:
-    """A connection of its own: what a cut did to another migration's (a back-off, a dead socket) is not ours."""
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    if guard is not None:
-        return guard.open_channel(address, options, interceptors)
-    return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
-
-
 async def wait_or_kill(process: Mapping[str, Any] | None) -> None:
     """An earlier phauld's criu has lost its socket and unwinds; one that does not is killed."""
     if process is None or not is_alive(process):
@@ -935,12 +797,6 @@ def recorded_tree(detail: Mapping[str, Any]) -> Tree:
     return Tree.again({**identity(pid), "stopped_by_us": pid not in before} for pid in descendants(root["pid"]))
 
 
-def _policy(choice: Choice) -> Policy:
-    if choice.mode is Mode.POST_COPY:
-        return PostCopyPolicy()
-    return DowntimePolicy() if choice.mode in WITH_ROUNDS else StopCopyPolicy()
-
-
 def _last_round(index: int, stats: DumpStats) -> types_pb2.RoundStats:
     return types_pb2.RoundStats(
         index=index,
@@ -955,35 +811,3 @@ def _last_round(index: int, stats: DumpStats) -> types_pb2.RoundStats:
         if stats.memwrite_microseconds
         else 0,
     )
-
-
-def choose_mode(options: Options, node: Node, destination: types_pb2.NodeInfo, memory_bytes: int) -> Choice:
-    """What both nodes can do and the user wants. Raises `PreflightRefused`."""
-    choice = choose(
-        Wish(
-            mode=options.mode,
-            restore_mode=options.restore_mode,
-            downtime_goal_seconds=options.downtime_goal_seconds,
-            memory_bytes=memory_bytes,
-            allow_postcopy=options.postcopy_after_seconds is not None,
-        ),
-        NodeCapabilities(
-            name=node.name,
-            criu_version=node.criu_version.number,
-            mem_track=node.features.mem_track,
-            lazy_pages=node.features.lazy_pages,
-            pipe_max_size_bytes=pipe_max_size_bytes(),
-            may_exceed_pipe_size=may_exceed_pipe_size(),
-        ),
-        NodeCapabilities(
-            name=destination.node_name,
-            criu_version=destination.criu.version,
-            mem_track=destination.criu.mem_track,
-            lazy_pages=destination.criu.lazy_pages,
-            pipe_max_size_bytes=0,  # only the source's matters
-        ),
-    )
-    if isinstance(choice, Refusal):
-        causes = tuple(problem.cause for problem in choice.problems)
-        raise PreflightRefused(causes, reason="UNSUPPORTED", remedy=choice.problems[0].remedy)
-    return choice

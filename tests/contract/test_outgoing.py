@@ -16,8 +16,8 @@ from phaul_client.coordinator import Recovery
 from phaul_client.errors import PhaulError
 from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
-from phauld import outgoing
 from phauld.costs import CostBook
+from phauld.guard import open_channel
 from phauld.journal import Journal
 from phauld.node import Node
 from phauld.outgoing import Outgoing
@@ -110,15 +110,14 @@ async def test_a_switch_before_the_first_round_is_not_forgotten(bench: Bench) ->
 async def test_a_recovery_that_cannot_even_begin_is_not_the_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the certificates or the policy cannot be read: the tree is stopped, and somebody must still ask."""
     attempts: list[int] = []
-    opened = outgoing.open_channel
 
     def refuse_once(*args: Any, **options: Any) -> grpc.aio.Channel:
         attempts.append(1)
         if len(attempts) == 1:
             raise PhaulError("the policy cannot be read", reason="UNAUTHORIZED")
-        return opened(*args, **options)
+        return open_channel(*args, **options)
 
-    monkeypatch.setattr(outgoing, "open_channel", refuse_once)
+    monkeypatch.setattr("phauld.outgoing.open_channel", refuse_once)
     await bench.resume(Phase.ROLLING_BACK)
     await until(lambda: len(attempts) == 2, timeout_seconds=10)
     async with asyncio.timeout(20):

@@ -55,6 +55,7 @@ PURE: Final = frozenset(
         "phaul_client.throttle",
         "phauld.access",
         "phauld.costs",
+        "phauld.decision",
         "phauld.errors",
         "phauld.seldom",
         "phauld.session",
