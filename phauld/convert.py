@@ -14,8 +14,9 @@ from phaul_client.client import RoundEnded
 from phaul_client.errors import PhaulError
 from phaul_client.pipe_choice import COMPRESSION_VALUES, PipeChoice
 from phaul_client.policy import Iterate, Verdict
-from phaul_client.rounds import usable
+from phaul_client.rounds import PAGE_SIZE_BYTES, usable
 from phaul_client.status import log_tail_of, reason_of, remedy_of
+from phaul_criu.stats import DumpStats
 from phauld import session
 from phauld.workloads import WorkloadSpec
 
@@ -83,6 +84,22 @@ def round_message(index: int, ended: RoundEnded, bandwidth: float) -> types_pb2.
         dirty_rate_bytes_per_second=round(usable(forecast.dirty_rate_bytes_per_second)) if forecast else 0,
         expected_pause=duration(forecast.expected_pause_seconds) if forecast else None,
         throttle_percent=stats.throttle_percent,
+    )
+
+
+def last_round_message(index: int, stats: DumpStats) -> types_pb2.RoundStats:
+    """The last dump, as a round."""
+    bytes_sent, seconds = stats.pages_written * PAGE_SIZE_BYTES, stats.memwrite_microseconds / 1e6
+    return types_pb2.RoundStats(
+        index=index,
+        final=True,
+        pages_scanned=stats.pages_scanned,
+        pages_written=stats.pages_written,
+        pages_skipped_parent=stats.pages_skipped_parent,
+        bytes_sent=bytes_sent,
+        duration=duration(stats.memdump_microseconds / 1e6),
+        frozen=duration(stats.frozen_microseconds / 1e6),
+        bandwidth_bytes_per_second=round(bytes_sent / seconds) if seconds else 0,
     )
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import logging
 import shutil
 import socket
-import time
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,9 +20,9 @@ import grpc
 from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, types_pb2
-from phaul_client import commit, timeline
+from phaul_client import commit
 from phaul_client.addresses import Address, parse_address
-from phaul_client.client import Client, RoundEnded
+from phaul_client.client import Client
 from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
 from phaul_client.containers.baggage import Baggage
@@ -33,14 +32,11 @@ from phaul_client.coordinator import Coordinator, Recovery
 from phaul_client.doubt import Doubt
 from phaul_client.errors import (
     InvalidRequest,
-    MigrationCancelled,
-    OutcomeUnknown,
     PeerError,
     PeerUnavailable,
     PhaseError,
     PhaulError,
     PreflightRefused,
-    RolledBack,
 )
 from phaul_client.hook_calls import Hooks
 from phaul_client.hooks import Facts, Side
@@ -49,44 +45,39 @@ from phaul_client.modes import RestoreMode
 from phaul_client.movers import Addresses
 from phaul_client.pipe import LinkTerms
 from phaul_client.pipe_choice import Compression
-from phaul_client.policy import Forecast, StopCopyPolicy, Switchable
-from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, Progress, RelayGone
+from phaul_client.policy import StopCopyPolicy, Switchable
+from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery, RelayGone
 from phaul_client.remote import GrpcRemote
-from phaul_client.rounds import PAGE_SIZE_BYTES
-from phaul_client.status import reason_of, remedy_of
+from phaul_client.status import reason_of
 from phaul_client.syncing import FileSync
 from phaul_client.tree import Tree, descendants, identity, is_alive, wait_until_gone, waits_for_pages
 from phaul_criu.child import finish
-from phaul_criu.stats import DumpStats
 from phauld import convert
 from phauld.costs import CostBook
 from phauld.decision import WITH_LAZY_PAGES
 from phauld.departure import Departure, Plan
+from phauld.endings import Attempt, ending, why_rolled_back
 from phauld.freezer import Freezer, undo_leftover
 from phauld.guard import open_channel
 from phauld.journal import OutgoingEntry, OutgoingRecord
-from phauld.node import Node, bytes_acked
+from phauld.meter import PROGRESS_SECONDS, Meter
+from phauld.node import Node
 from phauld.observer import NOBODY, Observer
 from phauld.options import dump_options, limits, parse_options
 from phauld.relays import Relay
+from phauld.report import Report
 from phauld.sync_records import State
 from phauld.target import Target
 from phauld.workloads import Workloads
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_SECONDS: Final = 0.2
 UNWIND_SECONDS: Final = 10.0
 FILLED_SECONDS: Final = 0.1
 AGAIN_SECONDS: Final = 1.0
 ANSWERED_SECONDS: Final = 3.0
-RATE_SAMPLES: Final = 5
-#: An end of an attempt in these is not the end of the migration: a recovery goes on from the journal.
-_LEFT_TO_THE_NEXT: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED, Phase.ROLLING_BACK})
 #: Here the tree's addresses are the destination's, or may be.
 _WITHOUT_ADDRESSES: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED})
-#: What criu and the other node say when the pages do not come through; the pipe knows why.
-_BY_A_BROKEN_STREAM: Final = frozenset({"DUMP_FAILED", "PRE_DUMP_FAILED", "PAGE_SERVER_FAILED", "INTERNAL"})
 _ROUNDS: Final = (Phase.PREFLIGHT, Phase.OPENING, Phase.ITERATING)
 RESOLUTIONS: Final = {
     migrations_pb2.RESOLUTION_KILL: Event.RESOLVED_KILL,
@@ -116,14 +107,10 @@ class Outgoing:
         self._node = node
         self._workloads = workloads
         self._directory = directory
-        self._changed = asyncio.Condition()
         self._coordinator: Coordinator | None = None
         self._task: asyncio.Task[None] | None = None
-        self._started = time.monotonic()
-        self._samples: list[tuple[float, int]] = []
         self._cancelled = False
         self._relay: Relay | None = None
-        self._lazy_bytes, self._lazy_wire_bytes = 0, 0  # sent by the relay
         self._lazy_uses_tls = False  # the relays
         self._lazy_packing: Compression | None = None
         self._remote: GrpcRemote | None = None
@@ -136,21 +123,19 @@ class Outgoing:
         self._journal = journal
         self._costs = costs
         self._observer = observer
-        self._phase_started = self._started
         self._baggage: Baggage | None = None  # its files
         self._leaving: dict[str, Any] | None = None  # what is left of it here, for the journal
         self.record = migrations_pb2.Migration(
             migration_id=migration_id,
-            phase=types_pb2.MIGRATION_PHASE_PREFLIGHT,
             pid=target.pid,
             workload=target.name,
             process_name=target.process_name,
             source=node.info(),
             destination_address=destination,
             options=options,
-            created_at=convert.timestamp(time.time()),
-            phase_since=convert.timestamp(time.time()),
         )
+        self._report = Report(self.record, observer)
+        self._meter = Meter(self._report)
         self._departure = Departure(node, target, self.record)
 
     @property
@@ -159,16 +144,16 @@ class Outgoing:
 
     @property
     def is_over(self) -> bool:
-        return self.record.HasField("finished_at")
+        return self._report.is_over
 
     def start(self) -> None:
         """Move the process."""
-        self._observer.migration_started(self.record)
+        self._report.begun()
         self._task = asyncio.create_task(self._see_through(self._migrate()), name=f"migration-{self.migration_id}")
 
     def resume(self, entry: OutgoingEntry) -> None:
         """Bring to its end what an earlier phauld left in the journal."""
-        self._observer.migration_started(self.record)
+        self._report.begun()
         self._task = asyncio.create_task(self._see_through(self._recover(entry)), name=f"recovery-{self.migration_id}")
 
     async def check(self) -> None:
@@ -180,17 +165,10 @@ class Outgoing:
             try:
                 await self._departure.plan(remote, self._options)
             except PeerUnavailable as exc:
-                self.record.problems.add(
-                    code="peer-unreachable",
-                    severity=types_pb2.SEVERITY_ERROR,
-                    subject=self.record.destination_address,
-                    message=exc.message,
-                    remedy=exc.remedy,
-                    node_name=self._node.name,
-                )
+                self._report.fail("peer-unreachable", self.record.destination_address, exc.message, exc.remedy)
             except PreflightRefused:
                 pass  # the record has the problems
-        self.record.total.CopyFrom(convert.duration(time.monotonic() - self._started))
+        self._report.note_total()
 
     async def wait(self) -> None:
         """Wait until it is over."""
@@ -199,11 +177,7 @@ class Outgoing:
 
     async def changed(self, timeout_seconds: float) -> None:
         """Wait for a change of the record, but no longer than that."""
-        try:
-            async with asyncio.timeout(timeout_seconds), self._changed:
-                await self._changed.wait()
-        except TimeoutError:
-            pass
+        await self._report.changed(timeout_seconds)
 
     def cancel(self) -> bool:
         """Stop and let the process run on here; `False` when it is too late."""
@@ -234,7 +208,7 @@ class Outgoing:
             self.record.options.bandwidth_limit_bytes_per_second = wish.bandwidth_limit_bytes_per_second
         self._options = parse_options(self.record.options)
         await self._apply_options()
-        await self._notify()
+        await self._report.notify()
 
     def _switch(self) -> None:
         if self.record.mode not in (types_pb2.MODE_HYBRID, types_pb2.MODE_POST_COPY):
@@ -324,32 +298,54 @@ class Outgoing:
         try:
             await work
         except (Exception, asyncio.CancelledError) as exc:
-            if self._coordinator is None or self._coordinator.phase is not Phase.DONE:
+            local = self._coordinator
+            if local is None or local.phase is not Phase.DONE:
                 self._ended_badly(exc)
             elif self.record.phase != types_pb2.MIGRATION_PHASE_DONE:
                 logger.warning("moved, but then migration_id=%s error=%r", self.migration_id, exc)
-                self._moved(self._coordinator.destination_pid)
+                self._moved(local)
         finally:
             await finish(self._finish())
 
     @property
-    def _has_not_begun(self) -> bool:
-        """A recovery that could not even get at its connection: nothing has become of the tree yet."""
-        return self._is_recovery and self._coordinator is None
+    def _attempt(self) -> Attempt:
+        return Attempt(
+            migration_id=self.migration_id,
+            phase=self._coordinator.phase if self._coordinator is not None else None,
+            is_recovery=self._is_recovery,
+            is_cancelled=self._cancelled,
+            has_opened=self._has_opened,
+            pipe_failure=self._remote.pipe_failure if self._remote is not None else None,
+            deadline_seconds=self._options.deadline_seconds,
+        )
+
+    def _ended_badly(self, error: BaseException) -> None:
+        end = ending(self._attempt, error)
+        if end is None:
+            logger.warning("left to a recovery migration_id=%s error=%r", self.migration_id, error)
+            return
+        self._report.ended(end)
+        logger.warning(
+            "ended migration_id=%s phase=%s reason=%s error=%s",
+            self.migration_id,
+            types_pb2.MigrationPhase.Name(end.phase),
+            reason_of(end.error),
+            end.error,
+            exc_info=error if reason_of(end.error) == "INTERNAL" else None,
+        )
 
     async def _finish(self) -> None:
-        phase = self._coordinator.phase if self._coordinator is not None else Phase.PREFLIGHT
-        if phase in _LEFT_TO_THE_NEXT or self._has_not_begun:
+        attempt = self._attempt
+        if attempt.is_left:
             self._is_left = True
             return
-        self.record.finished_at.CopyFrom(convert.timestamp(time.time()))
-        self.record.total.CopyFrom(convert.duration(time.monotonic() - self._started))
-        if phase is not Phase.PREFLIGHT:
+        self._report.over()
+        if attempt.phase not in (None, Phase.PREFLIGHT):
             with contextlib.suppress(OSError, PhaulError):
                 await self._journal.report(json_format.MessageToDict(self.record))
-        self._observer.migration_ended(self.record)
+        self._report.told()
         self._coordinator = None  # its errors hold on to the connection that they are of
-        await self._notify()
+        await self._report.notify()
 
     async def _clean_up(self) -> None:
         if self._relay is not None:
@@ -363,7 +359,7 @@ class Outgoing:
     async def _tell_of_files(self) -> None:
         while self._baggage is not None:
             self.record.status_text = f"sends the root file system: {self._baggage.bytes >> 20} MiB"
-            await self._notify()
+            await self._report.notify()
             await asyncio.sleep(PROGRESS_SECONDS)
 
     def _addresses(self, addresses: Sequence[Address]) -> Addresses:
@@ -374,13 +370,11 @@ class Outgoing:
         if self._leaving is None or self._coordinator is None or self._coordinator.phase is not Phase.DONE:
             return
         if why := await clear(self._leaving, self._node.containers_dir):
-            self.record.problems.add(
-                code="container-left",
-                severity=types_pb2.SEVERITY_WARNING,
-                subject=self.record.workload,
-                message=f"it has moved, but its record here stays: {why}",
-                remedy=f"{self._leaving['runtime']} delete {self._leaving['id']}",
-                node_name=self._node.name,
+            self._report.warn(
+                "container-left",
+                self.record.workload,
+                f"it has moved, but its record here stays: {why}",
+                f"{self._leaving['runtime']} delete {self._leaving['id']}",
             )
 
     def _hooks(self, addresses: Addresses, *, is_recovered: bool = False) -> Hooks:
@@ -403,13 +397,11 @@ class Outgoing:
         if self._coordinator.phase is not Phase.DONE:
             return await self._coordinator.hooks.abort()
         for hook in await self._coordinator.hooks.commit_again():
-            self.record.problems.add(
-                code="hook-failed",
-                severity=types_pb2.SEVERITY_WARNING,
-                subject=hook,
-                message="it was told of the commit several times and failed: what it does at the source is not done",
-                remedy="see phauld's log here, and do by hand what it does",
-                node_name=self._node.name,
+            self._report.warn(
+                "hook-failed",
+                hook,
+                "it was told of the commit several times and failed: what it does at the source is not done",
+                "see phauld's log here, and do by hand what it does",
             )
 
     async def _migrate(self) -> None:
@@ -433,8 +425,8 @@ class Outgoing:
                 await local.unwind(exc)
             finally:
                 await self._end_files(local)
-                self._note_pause(local)
-            self._moved(local.destination_pid)
+                self._report.on_last_step(local)
+            self._moved(local)
 
     async def _end_files(self, local: CriuLocal) -> None:
         if local.files is not None:
@@ -446,7 +438,7 @@ class Outgoing:
         """Wait for the pages that the move to here has still to bring."""
         while await asyncio.to_thread(waits_for_pages, self._target.pid):
             self.record.status_text = "waits for the memory that its last move, a lazy one, has still to bring here"
-            await self._notify()
+            await self._report.notify()
             await asyncio.sleep(FILLED_SECONDS)
         self.record.status_text = ""
 
@@ -454,7 +446,7 @@ class Outgoing:
         def on_phase(phase: Phase) -> None:
             if phase is Phase.COMMITTED and not deadline.expired():  # else it is left in doubt, to a recovery
                 deadline.reschedule(None)
-            self._on_phase(phase)
+            self._report.on_phase(phase)
 
         self._journal.note(
             pid=self._target.pid,
@@ -488,7 +480,7 @@ class Outgoing:
                 self._journal,
                 settings,
                 start_relay=self._start_relay,
-                on_progress=self._on_progress,
+                on_progress=self._meter.on_progress,
                 terms=self._link_terms,
                 on_phase=on_phase,
                 clean_up=self._clean_up,
@@ -524,15 +516,9 @@ class Outgoing:
             tls = guard.pipe_tls_to(self.record.destination_address)
         return LinkTerms(tls=tls, packing=self._lazy_packing)
 
-    def _on_progress(self, progress: Progress) -> None:
-        self._lazy_bytes, self._lazy_wire_bytes = progress.sent_bytes, progress.wire_bytes
-        self.record.pages_missing = progress.pages_missing
-        self._announce()
-
     async def _recover(self, entry: OutgoingEntry) -> None:
         self._is_recovery = True
-        self.record.ClearField("finished_at")  # of a report that an earlier phauld wrote too early
-        self.record.ClearField("error")
+        self._report.again()
         await undo_leftover(self._target.pid)
         self._has_opened = True
         if "relay" not in entry.detail:  # else criu may still serve pages
@@ -554,19 +540,11 @@ class Outgoing:
             recovery.hooks = self._hooks(recovery.addresses, is_recovered=True)
             if entry.phase in _WITHOUT_ADDRESSES:
                 await recovery.addresses.withdraw()  # a boot brings them back
-            self._on_phase(entry.phase)
+            self._report.on_phase(entry.phase)
             if await recovery.run() is Phase.DONE:
-                self._moved(recovery.destination_pid)
+                self._moved(recovery)
             else:
-                raise self._why_rolled_back(recovery)
-
-    def _why_rolled_back(self, recovery: Recovery) -> RolledBack:
-        """The destination's reason, or whoever spoke for it; else that phauld was started anew."""
-        cause = recovery.cause
-        if cause is not None:
-            return RolledBack(self.migration_id, str(cause), reason=reason_of(cause), remedy=remedy_of(cause))
-        message = "phauld was restarted in the middle; the process runs on here"
-        return RolledBack(self.migration_id, message, reason="DAEMON_RESTARTED", remedy="try again")
+                raise why_rolled_back(self.migration_id, recovery.cause)
 
     def _make_recovery(self, remote: GrpcRemote, entry: OutgoingEntry) -> Recovery:
         tree = recorded_tree(entry.detail)
@@ -578,7 +556,7 @@ class Outgoing:
                 phase=entry.phase,
                 tree=tree,
                 doubt=self._doubt(entry.detail),
-                on_phase=self._on_phase,
+                on_phase=self._report.on_phase,
                 clean_up=self._clean_up,
             )
         self._relay = Relay(self._directory / "relay", entry.detail["relay"])
@@ -593,9 +571,9 @@ class Outgoing:
             relay=self._relay,
             criu=entry.detail["criu"],
             doubt=self._doubt(entry.detail),
-            on_progress=self._on_progress,
+            on_progress=self._meter.on_progress,
             terms=self._link_terms,
-            on_phase=self._on_phase,
+            on_phase=self._report.on_phase,
             clean_up=self._clean_up,
         )
 
@@ -605,11 +583,6 @@ class Outgoing:
             event=self._options.doubt_event,
             has_expired=bool(detail and detail.get("doubt_expired")),
         )
-
-    def _on_phase(self, phase: Phase) -> None:
-        self.record.in_doubt = phase in commit.IN_DOUBT
-        if phase not in commit.FINAL:  # these are told when everything else about the end is, too
-            self._enter(convert.migration_phase(phase))
 
     async def _move(self, local: CriuLocal, remote: GrpcRemote, plan: Plan) -> None:
         telling = asyncio.create_task(self._tell_of_files())
@@ -626,45 +599,31 @@ class Outgoing:
         config = Config(self._target.pid, remote.page_socket.fileno(), self._directory)
         restore_mode = plan.decision.choice.restore_mode
         costs = self._costs.to(self.record.destination.node_id)
-        progress = asyncio.create_task(self._watch_bytes(remote))
-        try:
-            async with Freezer(self._target.pid) as freezer:
-                self._client = Client(
-                    local,
-                    remote,
-                    config,
-                    criu=self._node.criu,
-                    policy=self._policy,
-                    limits=limits(self._options, restore_mode, costs, allow_throttle=plan.can_throttle),
-                    on_round=self._on_round,
-                    throttle=freezer.hold_back,
-                    external=plan.externals,
-                )
-                await self._client.migrate()
-        finally:
-            progress.cancel()
-            with contextlib.suppress(OSError):  # what was sent since the last look
-                self._count(remote)
+        async with self._meter.watching(remote), Freezer(self._target.pid) as freezer:
+            self._client = Client(
+                local,
+                remote,
+                config,
+                criu=self._node.criu,
+                policy=self._policy,
+                limits=limits(self._options, restore_mode, costs, allow_throttle=plan.can_throttle),
+                on_round=self._report.on_round,
+                throttle=freezer.hold_back,
+                external=plan.externals,
+            )
+            await self._client.migrate()
         if restore_mode is RestoreMode.LAZY and local.pause_seconds is not None and local.dump_stats is not None:
             node_id = self.record.destination.node_id
             self._costs.learn(node_id, local.pause_seconds, local.dump_stats, local.image_bytes)
 
-    def _moved(self, destination_pid: int) -> None:
+    def _moved(self, coordinator: Coordinator) -> None:
         if self._target.workload is not None:
             try:
                 self._workloads.mark_moved(self._target.workload, self.record.destination_address)
             except OSError as exc:  # it moved all the same; `phaul status` knows
                 logger.error("not marked as moved migration_id=%s error=%s", self.migration_id, exc)
         self._forget_directories()
-        self.record.pages_missing = 0
-        self.record.destination_pid = destination_pid
-        self._leave_phase()
-        self.record.phase = types_pb2.MIGRATION_PHASE_DONE
-        self.record.status_text = f"runs on {self.record.destination.node_name} as PID {destination_pid}"
-        if self._coordinator is not None and self._coordinator.spoken_for:
-            self.record.status_text = (
-                f"killed here, as {self._coordinator.spoken_for} decided: the destination did not answer"
-            )
+        self._report.moved(coordinator.destination_pid, coordinator.spoken_for)
         logger.info(
             "moved migration_id=%s pid=%d destination=%s pause_ms=%.1f",
             self.migration_id,
@@ -681,97 +640,6 @@ class Outgoing:
                 self._node.sync.put(each, State.LEFT, self.migration_id, node)
             except OSError as exc:
                 logger.error("sync not on record migration_id=%s error=%s", self.migration_id, exc)
-
-    def _note_pause(self, local: CriuLocal) -> None:
-        if local.dump_stats is not None:
-            self.record.rounds.append(_last_round(len(self.record.rounds) + 1, local.dump_stats))
-            self.record.bytes_sent = max(self.record.bytes_sent, sum(each.bytes_sent for each in self.record.rounds))
-            self.record.bytes_sent += local.image_bytes
-        if local.pause_seconds is not None:
-            self.record.pause.CopyFrom(convert.duration(local.pause_seconds))
-        origin = local.steps[0].start if local.steps else 0.0
-        self.record.timeline.extend(timeline.messages(local.steps, origin, {"": self._node.name}))
-
-    def _ended_badly(self, error: BaseException) -> None:
-        shown: BaseException = error
-        left = self._coordinator is not None and self._coordinator.phase in _LEFT_TO_THE_NEXT - commit.IN_DOUBT
-        if left or self._has_not_begun:
-            logger.warning("left to a recovery migration_id=%s error=%r", self.migration_id, error)
-            return
-        if self._coordinator is not None and self._coordinator.phase in commit.IN_DOUBT:
-            phase, shown = types_pb2.MIGRATION_PHASE_HELD, OutcomeUnknown(self.migration_id)
-        elif self._cancelled or isinstance(error, MigrationCancelled):
-            phase, shown = types_pb2.MIGRATION_PHASE_CANCELLED, MigrationCancelled(self.migration_id)
-        elif not self._has_opened:
-            phase = types_pb2.MIGRATION_PHASE_REFUSED
-        else:
-            phase = types_pb2.MIGRATION_PHASE_ROLLED_BACK
-        broken = self._remote.pipe_failure if self._remote is not None else None
-        if broken is not None and reason_of(shown) in _BY_A_BROKEN_STREAM:
-            shown = broken
-        if isinstance(shown, asyncio.CancelledError):
-            shown = MigrationCancelled(self.migration_id)
-        if isinstance(shown, TimeoutError):
-            seconds = self._options.deadline_seconds
-            shown = PhaulError(
-                f"not done after {seconds:g} s", reason="DEADLINE_EXCEEDED", remedy="a longer --deadline"
-            )
-        self.record.error.CopyFrom(convert.failure(shown))
-        self._enter(phase)
-        logger.warning(
-            "ended migration_id=%s phase=%s reason=%s error=%s",
-            self.migration_id,
-            types_pb2.MigrationPhase.Name(phase),
-            reason_of(shown),
-            shown,
-            exc_info=error if reason_of(shown) == "INTERNAL" else None,
-        )
-
-    def _on_round(self, ended: RoundEnded) -> None:
-        forecast: Forecast | None = ended.verdict.forecast
-        bandwidth = forecast.bandwidth_bytes_per_second if forecast else 0.0
-        self.record.rounds.append(convert.round_message(len(self.record.rounds) + 1, ended, bandwidth))
-        self.record.rounds_reason = convert.rounds_reason(ended.verdict)
-        if forecast is not None:
-            self.record.expected_pause.CopyFrom(convert.duration(forecast.expected_pause_seconds))
-        self._announce()
-
-    async def _watch_bytes(self, remote: GrpcRemote) -> None:
-        while True:
-            now, sent = time.monotonic(), self._count(remote)
-            self._samples = [*self._samples[-RATE_SAMPLES:], (now, sent)]
-            first_at, first_bytes = self._samples[0]
-            if now > first_at:
-                self.record.rate_bytes_per_second = round((sent - first_bytes) / (now - first_at))
-            self.record.total.CopyFrom(convert.duration(now - self._started))
-            await self._notify()
-            await asyncio.sleep(PROGRESS_SECONDS)
-
-    def _count(self, remote: GrpcRemote) -> int:
-        """What was sent so far, and on the network. Raises `OSError`."""
-        acked, raw = bytes_acked(remote.wire_socket), remote.raw_bytes_sent
-        self.record.bytes_sent = (acked if raw is None else raw) + self._lazy_bytes
-        self.record.wire_bytes = acked + self._lazy_wire_bytes
-        return self.record.bytes_sent
-
-    def _enter(self, phase: types_pb2.MigrationPhase.ValueType) -> None:
-        self._leave_phase()
-        self.record.phase = phase
-        self.record.phase_since.CopyFrom(convert.timestamp(time.time()))
-        self._announce()
-
-    def _leave_phase(self) -> None:
-        now = time.monotonic()
-        self._observer.phase_left(self.record, now - self._phase_started)
-        self._phase_started = now
-
-    def _announce(self) -> None:
-        task = asyncio.create_task(self._notify())
-        task.add_done_callback(lambda done: done.exception())
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
 
 
 async def wait_or_kill(process: Mapping[str, Any] | None) -> None:
@@ -795,19 +663,3 @@ def recorded_tree(detail: Mapping[str, Any]) -> Tree:
         return Tree(())
     before = set(detail["stopped_before"])
     return Tree.again({**identity(pid), "stopped_by_us": pid not in before} for pid in descendants(root["pid"]))
-
-
-def _last_round(index: int, stats: DumpStats) -> types_pb2.RoundStats:
-    return types_pb2.RoundStats(
-        index=index,
-        final=True,
-        pages_scanned=stats.pages_scanned,
-        pages_written=stats.pages_written,
-        pages_skipped_parent=stats.pages_skipped_parent,
-        bytes_sent=stats.pages_written * PAGE_SIZE_BYTES,
-        duration=convert.duration(stats.memdump_microseconds / 1e6),
-        frozen=convert.duration(stats.frozen_microseconds / 1e6),
-        bandwidth_bytes_per_second=round(stats.pages_written * PAGE_SIZE_BYTES / (stats.memwrite_microseconds / 1e6))
-        if stats.memwrite_microseconds
-        else 0,
-    )
