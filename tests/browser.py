@@ -16,12 +16,12 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
-from tests.nodes import NAMESPACES, ROOT, Node
+from tests.need import need
+from tests.nodes import NAMESPACES, Node
 
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome")
 _LARGEST_BYTES: Final = 64 << 20
@@ -47,9 +47,7 @@ def find_browser() -> str | None:
 def browser_missing() -> str | None:
     """Why there is no browser, though it was tried to install one; `None` if there is."""
     if find_browser() is None:
-        done = subprocess.run([ROOT / "scripts/need", "chromium", "chromium"], capture_output=True, text=True)
-        if done.returncode != 0:
-            return f"no chromium: {done.stderr.strip().splitlines()[-1]}"
+        return need({"chromium": "chromium"})
     return None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from tests.need import need
 from tests.nodes import Node, until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -79,10 +80,8 @@ done
 
 def missing() -> str | None:
     """Why these tests cannot run here, after what is missing was installed; `None` if they can."""
-    for program, package in (("runc", "runc"), ("crun", "crun"), ("nsenter", "util-linux")):
-        need = subprocess.run([ROOT / "scripts/need", program, package], capture_output=True, text=True, check=False)
-        if need.returncode != 0:
-            return need.stderr.strip().splitlines()[-1]
+    if reason := need({"runc": "runc", "crun": "crun", "nsenter": "util-linux"}):
+        return reason
     built = subprocess.run(
         ["bash", "-c", _BUILD, "bash", str(TREE)], cwd=ROOT, capture_output=True, text=True, check=False
     )

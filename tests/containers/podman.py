@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final
 
-from tests.containers.containers import ADDRESS, BRIDGE, PORT, ROOT, TREE, VICTIMS, Container
+from tests.containers.containers import ADDRESS, BRIDGE, PORT, TREE, VICTIMS, Container
+from tests.need import need
 from tests.nodes import Node
 
 IMAGE: Final = "localhost/phaul-test:1"
@@ -66,11 +67,9 @@ mv "$work" "$2"
 
 def missing() -> str | None:
     """Why there is no podman here, after it was installed; `None` if there is one."""
-    wanted = (("podman", "podman"), ("conmon", "conmon"), ("/usr/lib/cni/bridge", "containernetworking-plugins"))
-    for program, package in wanted:
-        need = subprocess.run([ROOT / "scripts/need", program, package], capture_output=True, text=True, check=False)
-        if need.returncode != 0:
-            return need.stderr.strip().splitlines()[-1]
+    wanted = {"podman": "podman", "conmon": "conmon", "/usr/lib/cni/bridge": "containernetworking-plugins"}
+    if reason := need(wanted):
+        return reason
     words = ["bash", "-c", _BUILD, "bash", str(TREE), str(_IMAGES), IMAGE]
     built = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", *words], capture_output=True, text=True, check=False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -12,8 +11,9 @@ from typing import Any, Final
 import pytest
 
 from tests.inventory import processes
+from tests.need import need
 from tests.node.test_daemons import REFUSED, ROLLED_BACK, migrate
-from tests.nodes import ROOT, Node, Nodes, until
+from tests.nodes import Node, Nodes, until
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(180)]
 
@@ -25,9 +25,8 @@ DATA: Final = PLACES["tmpfs"]
 
 @pytest.fixture(autouse=True)
 def _rsync() -> None:
-    done = subprocess.run([ROOT / "scripts/need", "rsync", "rsync"], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"rsync is not installed, and cannot be: {done.stderr}")
+    if reason := need({"rsync": "rsync"}):
+        pytest.skip(reason)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from phauld.config import Config
+from tests.need import need
 from tests.nodes import CommandFailed, Nodes, two_nodes
 from tests.packages import manifest
 from tests.packages.builds import PACKAGE, ROOT, run
@@ -85,10 +85,8 @@ def image() -> Iterator[Path]:
     """The files of the image of this checkout, which is built for it."""
     if reason := missing():
         pytest.skip(reason)
-    for program, packages in (("buildah", ("buildah",)), ("crun", ("crun",))):
-        needed = subprocess.run([ROOT / "scripts/need", program, *packages], capture_output=True, text=True)
-        if needed.returncode != 0:
-            pytest.skip(needed.stderr.strip().splitlines()[0])
+    if reason := need({"buildah": "buildah", "crun": "crun"}):
+        pytest.skip(reason)
     run(PACKAGE, "image", timeout_seconds=800)
     with image_root() as root:
         yield root
