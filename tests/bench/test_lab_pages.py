@@ -16,17 +16,13 @@ from typing import Any, Final
 
 import pytest
 
-from phaul_client.certs import issue, make_ca
 from tests.vm.image import LabMissing
 from tests.vm.lab import Lab, open_lab
-from tests.vm.scenarios import Moved, ask, move, ready, take, writer
+from tests.vm.scenarios import TLS, give_certificates, move_a_writer, ready, restart_phaulds
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
 
 MIB: Final = 128
-DIRECTORY: Final = Path("/run/phaul-tls")
-POLICY: Final = '[peers.{peer}]\nreceive_from = true\nsend_to = true\naddresses = ["{address}", "{peer}"]\n'
-TLS: Final = ("--tls-dir", str(DIRECTORY))
 #: Of each: what phauld is started with, and what the move's status says of the pages.
 VARIANTS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "in clear": ((), "as criu sends them"),
@@ -39,12 +35,7 @@ VARIANTS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     try:
         async with open_lab() as lab:
-            make_ca(tmp_path / "ca")
-            for guest, peer in (lab.guests, lab.guests[::-1]):
-                issue(tmp_path / "ca", guest.name, tmp_path / guest.name)
-                for file in (tmp_path / guest.name).iterdir():
-                    await guest.put(DIRECTORY / file.name, file.read_bytes(), 0o600)
-                await guest.put(DIRECTORY / "policy.toml", POLICY.format(peer=peer.name, address=peer.address))
+            await give_certificates(lab, tmp_path)
             await ready(lab, bytes_per_second=None)
             yield lab
     except LabMissing as exc:
@@ -69,19 +60,8 @@ async def test_lab_pages(lab: Lab, json_report: dict[str, Any], quick: bool) -> 
 
 
 async def _speed(lab: Lab, arguments: tuple[str, ...], page_stream: str) -> float:
-    for guest in lab.guests:
-        await guest.kill_phauld()
-        await guest.start_phauld(*arguments)
-    steps = [
-        {"run": "writer", "argv": writer(MIB), "on": "a"},
-        ask("writer", "a", "reset"),
-        move("writer", "a", "b", "STOP_COPY"),
-        ask("writer", "b", "check"),
-    ]
-    answers = await take(lab, steps)
-    await take(lab, [{"stop": "writer", "on": "b"}], on=lab.b)
-    found = Moved(answers[2])
+    await restart_phaulds(lab, *arguments, insecure=not arguments)
+    found = await move_a_writer(lab, MIB, "STOP_COPY")
     assert found.done, found.record
-    assert answers[3]["intact"]
     assert found.record["page_stream"] == page_stream
     return float(found.rounds[-1]["bandwidth_bytes_per_second"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from phaul_client.certs import issue, make_ca
 from tests.nodes import CommandFailed
 from tests.vm.channel import GuestDied
 from tests.vm.guest import Guest
@@ -18,6 +19,10 @@ CLOCK_PORT: Final = 7000
 WRITER_PORT: Final = 7100
 LINK_BYTES_PER_SECOND: Final = 25_000_000
 STEPS_SECONDS: Final = 280.0
+TLS_DIRECTORY: Final = Path("/run/phaul-tls")  #: of a guest
+#: What phauld is started with for TLS, once there are certificates.
+TLS: Final = ("--tls-dir", str(TLS_DIRECTORY))
+_POLICY: Final = '[peers.{peer}]\nreceive_from = true\nsend_to = true\naddresses = ["{address}", "{peer}"]\n'
 Answer = dict[str, Any]
 
 
@@ -25,7 +30,7 @@ async def ready(lab: Lab, *, bytes_per_second: int | None = LINK_BYTES_PER_SECON
     """A phauld and the time of day of `a` on both guests, and a link of that bandwidth."""
     await lab.bandwidth(bytes_per_second * 8 if bytes_per_second else None)
     for guest in lab.guests:
-        if not await _runs(guest, "phauld"):
+        if not await _runs(guest, "phauld --listen"):
             await guest.start_phauld()
     if not await _runs(lab.b, "clock.py serve"):
         await lab.b.start(["python3", "-I", IN_GUEST / "clock.py", "serve", str(CLOCK_PORT)])
@@ -37,6 +42,24 @@ _FOLLOW: Final = f"python3 -I {IN_GUEST}/clock.py follow b {CLOCK_PORT}"
 
 async def _runs(guest: Guest, words: str) -> bool:
     return (await guest.run(["pgrep", "-f", words], check=False)).returncode == 0
+
+
+async def give_certificates(lab: Lab, work: Path) -> None:
+    """To each guest a certificate of one authority, and a policy that lets the other one in; made below `work`."""
+    make_ca(work / "ca")
+    for guest, peer in (lab.guests, lab.guests[::-1]):
+        issue(work / "ca", guest.name, work / guest.name)
+        for file in (work / guest.name).iterdir():
+            await guest.put(TLS_DIRECTORY / file.name, file.read_bytes(), 0o600)
+        policy = _POLICY.format(peer=peer.name, address=peer.address)
+        await guest.put(TLS_DIRECTORY / "policy.toml", policy, 0o600)
+
+
+async def restart_phaulds(lab: Lab, *arguments: str, insecure: bool) -> None:
+    """Both, with these arguments in place of those that they had."""
+    for guest in lab.guests:
+        await guest.kill_phauld()
+        await guest.start_phauld(*arguments, insecure=insecure)
 
 
 async def take(
@@ -66,6 +89,20 @@ def ask(name: str, on: str, question: str) -> Answer:
 
 def move(name: str, source: str, destination: str, mode: str, **options: Any) -> Answer:
     return {"move": name, "from": source, "to": destination, "options": {"mode": f"MODE_{mode}", **options}}
+
+
+async def move_a_writer(lab: Lab, mib: int, mode: str, **options: Any) -> Moved:
+    """It goes from `a` to `b`, where its data are intact, and ends there."""
+    steps = [
+        {"run": "writer", "argv": writer(mib), "on": "a"},
+        ask("writer", "a", "reset"),
+        move("writer", "a", "b", mode, **options),
+        ask("writer", "b", "check"),
+    ]
+    answers = await take(lab, steps)
+    await take(lab, [{"stop": "writer", "on": "b"}], on=lab.b)
+    assert answers[3]["intact"]
+    return Moved(answers[2])
 
 
 def milliseconds(duration: str | None) -> float | None:

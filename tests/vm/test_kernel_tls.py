@@ -13,12 +13,9 @@ from typing import Any, Final
 import pytest
 import pytest_asyncio
 
-from phaul_client.certs import issue, make_ca
 from tests.vm.lab import Lab
-from tests.vm.scenarios import Moved, ask, move, ready, take, writer
+from tests.vm.scenarios import TLS, give_certificates, move_a_writer, ready, restart_phaulds
 
-DIRECTORY: Final = Path("/run/phaul-tls")
-POLICY: Final = '[peers.{peer}]\nreceive_from = true\nsend_to = true\naddresses = ["{address}", "{peer}"]\n'
 MIB: Final = 32
 
 
@@ -26,15 +23,8 @@ MIB: Final = 32
 async def secured(lab: Lab, tmp_path: Path) -> AsyncIterator[Lab]:
     """Both phaulds with certificates."""
     await ready(lab, bytes_per_second=None)
-    make_ca(tmp_path / "ca")
-    for guest, peer in (lab.guests, lab.guests[::-1]):
-        issue(tmp_path / "ca", guest.name, tmp_path / guest.name)
-        await guest.run(["mkdir", "-p", DIRECTORY])
-        for file in (tmp_path / guest.name).iterdir():
-            await guest.put(DIRECTORY / file.name, file.read_bytes(), 0o600)
-        await guest.put(DIRECTORY / "policy.toml", POLICY.format(peer=peer.name, address=peer.address))
-        await guest.kill_phauld()
-        await guest.start_phauld("--tls-dir", DIRECTORY)
+    await give_certificates(lab, tmp_path)
+    await restart_phaulds(lab, *TLS, insecure=False)
     yield lab
     for guest in lab.guests:
         await guest.kill_phauld()
@@ -48,20 +38,6 @@ async def kernel_sessions(lab: Lab) -> list[int]:
         counts = dict(zip(words[::2], map(int, words[1::2]), strict=True))
         found += [counts["TlsTxSw"], counts["TlsRxSw"]]
     return found
-
-
-async def moved(lab: Lab, mode: str, **options: Any) -> Moved:
-    """A writer goes from a to b, whose data are intact there."""
-    steps = [
-        {"run": "writer", "argv": writer(MIB), "on": "a"},
-        ask("writer", "a", "reset"),
-        move("writer", "a", "b", mode, **options),
-        ask("writer", "b", "check"),
-    ]
-    answers = await take(lab, steps)
-    await take(lab, [{"stop": "writer", "on": "b"}], on=lab.b)
-    assert answers[3]["intact"]
-    return Moved(answers[2])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +63,7 @@ async def test_a_move(
         pytest.skip("stop-copy and post-copy; the others with --all")
     await secured.a.run(["sh", "-c", "echo 4194304 >/proc/sys/fs/pipe-max-size"])
     before = await kernel_sessions(secured)
-    found = await moved(secured, mode, **options)
+    found = await move_a_writer(secured, MIB, mode, **options)
     after = await kernel_sessions(secured)
     assert found.done, found.record
     assert found.record["page_stream"] == page_stream

@@ -14,10 +14,21 @@ from typing import Any, Final
 import pytest
 import pytest_asyncio
 
-from phaul_client.certs import issue, make_ca
 from tests.conftest import Report
 from tests.vm.lab import Lab
-from tests.vm.scenarios import Answer, Moved, ask, case, move, ready, take, writer
+from tests.vm.scenarios import (
+    TLS,
+    Answer,
+    Moved,
+    ask,
+    case,
+    give_certificates,
+    move,
+    ready,
+    restart_phaulds,
+    take,
+    writer,
+)
 
 pytestmark = pytest.mark.timeout(560)
 
@@ -25,8 +36,6 @@ MIB: Final = 48
 ARGV: Final = writer(MIB, 8, 2e6)
 TLS_MIB: Final = 12
 TLS_ARGV: Final = writer(TLS_MIB, 1, 2e5)
-DIRECTORY: Final = "/etc/phaul/lab-tls"
-POLICY: Final = '[peers.{peer}]\nreceive_from = true\nsend_to = true\naddresses = ["{address}"]\n'
 KINDS: Final[dict[str, Answer]] = {
     "checksums": {"checksum": True},
     "checksums, zstd": {"compression": "COMPRESSION_ZSTD"},
@@ -71,24 +80,11 @@ async def test_rounds_through_the_pipe(kind: str, lab: Lab, json_report: Report)
 async def secured(lab: Lab, tmp_path: Path) -> AsyncIterator[Lab]:
     """Both guests with a phauld that has a certificate, and leaves TLS to pipes; `ready` starts the usual one again."""
     await ready(lab)
-    make_ca(tmp_path / "ca")
-    for guest, peer in (lab.guests, lab.guests[::-1]):
-        issue(tmp_path / "ca", guest.name, tmp_path / guest.name)
-        for path in (tmp_path / guest.name).iterdir():
-            await guest.put(f"{DIRECTORY}/{path.name}", path.read_bytes(), mode=0o600)
-        policy = POLICY.format(peer=peer.name, address=peer.address)
-        await guest.put(f"{DIRECTORY}/policy.toml", policy, mode=0o600)
-        await _end_phauld(lab)
-        await guest.run(["mkdir", "-p", DIRECTORY])
-    for guest in lab.guests:
-        await guest.start_phauld("--tls-dir", DIRECTORY, "--kernel-tls", "false", insecure=False)
+    await give_certificates(lab, tmp_path)
+    await restart_phaulds(lab, *TLS, "--kernel-tls", "false", insecure=False)
     yield lab
-    await _end_phauld(lab)
-
-
-async def _end_phauld(lab: Lab) -> None:
     for guest in lab.guests:
-        await guest.run(["sh", "-c", "while pkill -KILL -f '[p]hauld --listen'; do sleep 0.1; done"])
+        await guest.kill_phauld()
 
 
 async def test_rounds_under_tls(secured: Lab, json_report: Report) -> None:
