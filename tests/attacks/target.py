@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -164,6 +164,25 @@ def remote(channel: grpc.aio.Channel) -> remote_pb2_grpc.RemoteAsyncStub:
     """The stub of Remote, typed."""
     made: remote_pb2_grpc.RemoteAsyncStub = remote_pb2_grpc.RemoteStub(channel)
     return made
+
+
+async def raw_call(
+    channel: grpc.aio.Channel, path: str, method: Any, sent: Sequence[bytes], timeout_seconds: float
+) -> tuple[Any, grpc.aio.AioRpcError | None]:
+    """The call of that path with these bytes for messages, up to its first answer; and how it was refused."""
+    words = ["stream" if each else "unary" for each in (method.client_streaming, method.server_streaming)]
+    request = iter(sent) if method.client_streaming else sent[0]
+    call = getattr(channel, "_".join(words))(path)(request, timeout=timeout_seconds)
+    try:
+        if method.server_streaming:
+            await anext(aiter(call), None)
+        else:
+            await call
+    except grpc.aio.AioRpcError as exc:
+        return call, exc
+    finally:
+        call.cancel()
+    return call, None
 
 
 def fingerprint(certificate: Path) -> str:

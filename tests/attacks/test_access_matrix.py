@@ -24,7 +24,7 @@ from phaul_client.status import from_rpc_error
 from phaul_client.stream import Preamble, StreamKind, Verdict
 from phaul_client.wire import WireError
 from phauld.access import Right, right_for
-from tests.attacks.target import Kind, Target, remote
+from tests.attacks.target import Kind, Target, raw_call, remote
 from tests.attacks.test_page_tls import come, opened_session
 
 pytestmark = pytest.mark.criu
@@ -56,27 +56,14 @@ def expected(method: str, kind: Kind) -> str:
 
 async def attempt(channel: grpc.aio.Channel, path: str, method: MethodDescriptor) -> str:
     """Make one call with an empty request, which is none that does anything. Any answer of the call itself is a yes."""
-    make: Any = getattr(channel, f"{_how(method.client_streaming)}_{_how(method.server_streaming)}")
-    call = make(path)([b""] if method.client_streaming else b"", timeout=10)
-    try:
-        if method.server_streaming:
-            async for _ in call:
-                break
-        else:
-            await call
-    except grpc.aio.AioRpcError as exc:
-        error = from_rpc_error("target", exc)
+    _, refused = await raw_call(channel, path, method, [b""], 10)
+    if refused is not None:
+        error = from_rpc_error("target", refused)
         if error.reason == "UNAUTHORIZED":
             return REFUSED
-        if isinstance(error, PeerUnavailable) and exc.code() is grpc.StatusCode.UNAVAILABLE:
+        if isinstance(error, PeerUnavailable) and refused.code() is grpc.StatusCode.UNAVAILABLE:
             return NO_CONNECTION
-    finally:
-        call.cancel()
     return ALLOWED
-
-
-def _how(streams: bool) -> str:
-    return "stream" if streams else "unary"
 
 
 async def test_the_daemon_serves_no_other_service(target: Target) -> None:

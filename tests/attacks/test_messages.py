@@ -17,7 +17,7 @@ import pytest
 from phaul.v1 import remote_pb2, types_pb2
 from phaul_client.status import from_rpc_error
 from tests.attacks.conftest import Tried
-from tests.attacks.target import Kind, Target, remote
+from tests.attacks.target import Kind, Target, raw_call, remote
 from tests.attacks.test_access_matrix import METHODS
 from tests.nodes import until
 
@@ -68,15 +68,7 @@ async def test_bytes_that_are_no_message(target: Target, tried: Tried) -> None:
     async with target.channel(Kind.NODE) as channel:
         for path, method in METHODS.items():
             for data in (b"\xff" * 50, generator.randbytes(2000), b"\x0a\xff\xff\xff\xff\x0f"):
-                how = f"{streams(method.client_streaming)}_{streams(method.server_streaming)}"
-                sent = iter([data]) if method.client_streaming else data
-                call = getattr(channel, how)(path)(sent, timeout=CALL_SECONDS)
-                with contextlib.suppress(grpc.aio.AioRpcError):
-                    if method.server_streaming:
-                        await anext(aiter(call), None)
-                    else:
-                        await call
-                call.cancel()
+                call, _ = await raw_call(channel, path, method, [data], CALL_SECONDS)
                 outcomes.add((await call.code()).name)
     assert "OK" not in outcomes, outcomes
     assert target.log.count("\n") < 1000
@@ -278,10 +270,6 @@ async def test_sessions_are_bounded(target: Target, tried: Tried) -> None:
     tried("20 sessions at once", "TOO_MANY_MIGRATIONS from the 17th on")
     assert grown < 2 << 20, f"{grown} bytes for 1000 aborts"
     tried("1000 aborts of ids that were never seen", "recorded in the journal; no memory is kept")
-
-
-def streams(is_stream: bool) -> str:
-    return "stream" if is_stream else "unary"
 
 
 def everything(directory: Path) -> set[str]:

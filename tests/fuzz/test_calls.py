@@ -21,7 +21,7 @@ from phaul_client.errors import PeerError
 from phaul_client.remote import GrpcRemote
 from phaul_client.status import from_rpc_error
 from phaul_client.stream import StreamKind
-from tests.attacks.target import Kind, Target, remote
+from tests.attacks.target import Kind, Target, raw_call, remote
 from tests.fuzz.engine import Fuzzer
 from tests.fuzz.made import damaged, messages
 
@@ -64,15 +64,7 @@ class Caller:
         return self._runner.run(self._call(f"/{service.full_name}/{method.name}", method, sent))
 
     async def _call(self, path: str, method: Any, sent: list[bytes]) -> grpc.StatusCode:
-        kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
-        request = iter(sent) if method.client_streaming else sent[0]
-        call = getattr(self._channel, kind)(path)(request, timeout=20)
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            if method.server_streaming:
-                await anext(aiter(call), None)
-            else:
-                await call
-        call.cancel()
+        call, _ = await raw_call(self._channel, path, method, sent, 20)
         code: grpc.StatusCode = await call.code()
         if await call.details() == "Internal error from Core":  # our own: we still sent when the answer came
             return grpc.StatusCode.CANCELLED

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.node.criu_victims import Victim, no_leaks, start_victim, subreaper
 from tests.nodes import Nodes, two_nodes
 
 
@@ -23,3 +24,12 @@ async def daemons(nodes: Nodes) -> Nodes:
     await nodes.a.start_phauld()
     await nodes.b.start_phauld()
     return nodes
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Victim]:
+    """A tree of two, a child of ours; nothing of it is left afterwards."""
+    with subreaper(), no_leaks():
+        started = start_victim(tmp_path, workers=1)
+        yield started
+        started.kill()

@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,19 +22,11 @@ from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.requests import DumpOptions, RestoreOptions
 from phaul_criu.rpc import pagemap_pb2
 from phauld.lazy_chain import PageSource, has_parent, make_lazy
-from tests.node.criu_victims import Victim, no_leaks, start_victim, subreaper
+from tests.node.criu_victims import Victim
 
 pytestmark = pytest.mark.criu
 
 PARENT = 1
-
-
-@pytest.fixture
-def victim(tmp_path: Path) -> Iterator[Victim]:
-    with subreaper(), no_leaks():
-        started = start_victim(tmp_path, workers=1)
-        yield started
-        started.kill()
 
 
 def take_apart(whole: Path, first: Path) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,10 @@ from phaul_criu.criu import Criu
 from phaul_criu.errors import PageServerFailed, RestoreFailed
 from phaul_criu.install import find_binary
 from phauld import Server
-from tests.node.criu_victims import Victim, no_leaks, start_victim, subreaper
+from tests.node.criu_victims import Victim
 from tests.seed_api import Halves, OwnLocal, both_halves
 
 pytestmark = pytest.mark.criu
-
-
-@pytest.fixture
-def victim(tmp_path: Path) -> Iterator[Victim]:
-    with subreaper(), no_leaks():
-        started = start_victim(tmp_path, workers=1)
-        yield started
-        started.kill()
 
 
 def runs_on(victim: Victim) -> bool:

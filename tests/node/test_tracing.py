@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +36,32 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
 
-async def test_a_migration_is_one_trace_over_both_nodes(nodes: Nodes, tmp_path: Path) -> None:
+@pytest.fixture
+async def collector(nodes: Nodes, tmp_path: Path) -> AsyncIterator[Collector]:
+    """It collects from both nodes, where phauld and a workload run."""
     collector, server = Collector(), grpc.aio.server()
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
     endpoint = f"unix:{tmp_path / 'otlp'}"
     server.add_insecure_port(endpoint)
     await server.start()
     try:
-        for node in (nodes.a, nodes.b):
-            await node.start_phauld(otlp_endpoint=endpoint)
-        await nodes.a.phaul("run", "--name", "clock", "--", "sleep", "1000", check=True)
-        await nodes.a.phaul("migrate", "clock", "--to", nodes.b.address, check=True)
-        for node in (nodes.a, nodes.b):
-            assert await node.kill_phauld(15) == 0  # what is left is sent
+        await start_all(nodes, endpoint)
+        yield collector
     finally:
         await server.stop(1)
+
+
+async def start_all(nodes: Nodes, endpoint: str) -> None:
+    """A phauld at each node, which sends to that collector, and something that can move."""
+    for node in (nodes.a, nodes.b):
+        await node.start_phauld(otlp_endpoint=endpoint)
+    await nodes.a.phaul("run", "--name", "clock", "--", "sleep", "1000", check=True)
+
+
+async def test_a_migration_is_one_trace_over_both_nodes(nodes: Nodes, collector: Collector) -> None:
+    await nodes.a.phaul("migrate", "clock", "--to", nodes.b.address, check=True)
+    for node in (nodes.a, nodes.b):
+        assert await node.kill_phauld(15) == 0  # what is left is sent
     by_node = {name: [span for node, span in collector.spans if node == name] for name in ("a", "b")}
     (root,) = [span for span in by_node["a"] if span.name == "migration"]
     assert {span.trace_id for _, span in collector.spans} == {root.trace_id}
@@ -62,29 +74,20 @@ async def test_a_migration_is_one_trace_over_both_nodes(nodes: Nodes, tmp_path: 
     assert all(span.end_time_unix_nano >= span.start_time_unix_nano > 0 for _, span in collector.spans)
 
 
-async def test_a_trace_that_an_orchestrator_began_goes_on_and_a_failure_is_told(nodes: Nodes, tmp_path: Path) -> None:
-    collector, server = Collector(), grpc.aio.server()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
-    endpoint = f"unix:{tmp_path / 'otlp'}"
-    server.add_insecure_port(endpoint)
-    await server.start()
+async def test_a_trace_that_an_orchestrator_began_goes_on_and_a_failure_is_told(
+    nodes: Nodes, collector: Collector
+) -> None:
     trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    try:
-        for node in (nodes.a, nodes.b):
-            await node.start_phauld(otlp_endpoint=endpoint)
-        await nodes.a.phaul("run", "--name", "clock", "--", "sleep", "1000", check=True)
-        async with nodes.a.daemon.channel() as channel:
-            stub = migrations_pb2_grpc.MigrationsStub(channel)
-            request = migrations_pb2.StartMigrationRequest(
-                migration_id="traced", workload="clock", destination=nodes.b.address
-            )
-            request.options.deadline.FromMilliseconds(1)
-            await stub.StartMigration(request, metadata=(("traceparent", f"00-{trace}-{caller}-01"),))
-            async for _ in stub.WatchMigration(migrations_pb2.WatchMigrationRequest(migration_id="traced")):
-                pass  # until it is over
-        assert await nodes.a.kill_phauld(15) == 0
-    finally:
-        await server.stop(1)
+    async with nodes.a.daemon.channel() as channel:
+        stub = migrations_pb2_grpc.MigrationsStub(channel)
+        request = migrations_pb2.StartMigrationRequest(
+            migration_id="traced", workload="clock", destination=nodes.b.address
+        )
+        request.options.deadline.FromMilliseconds(1)
+        await stub.StartMigration(request, metadata=(("traceparent", f"00-{trace}-{caller}-01"),))
+        async for _ in stub.WatchMigration(migrations_pb2.WatchMigrationRequest(migration_id="traced")):
+            pass  # until it is over
+    assert await nodes.a.kill_phauld(15) == 0
     spans = {span.name: span for _, span in collector.spans}
     assert {span.trace_id.hex() for _, span in collector.spans} == {trace}
     assert spans["phaul.v1.Migrations/StartMigration"].parent_span_id.hex() == caller
@@ -97,9 +100,7 @@ async def test_a_trace_that_an_orchestrator_began_goes_on_and_a_failure_is_told(
 
 
 async def test_a_collector_that_is_away_holds_up_nothing(nodes: Nodes, tmp_path: Path) -> None:
-    for node in (nodes.a, nodes.b):
-        await node.start_phauld(otlp_endpoint=f"unix:{tmp_path / 'nobody'}")
-    await nodes.a.phaul("run", "--name", "clock", "--", "sleep", "1000", check=True)
+    await start_all(nodes, f"unix:{tmp_path / 'nobody'}")
     await nodes.a.phaul("migrate", "clock", "--to", nodes.b.address, check=True)
     started = time.monotonic()
     assert tuple(await asyncio.gather(nodes.a.kill_phauld(15), nodes.b.kill_phauld(15))) == (0, 0)
