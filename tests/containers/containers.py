@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tests.daemon import LOG_DIR
 from tests.need import need
 from tests.nodes import Node, until
 
@@ -22,6 +25,7 @@ VICTIMS: Final = ROOT / "tests" / "victims"
 BRIDGE: Final = "cbr0"
 ADDRESS: Final = "10.77.2.100"
 PORT: Final = 9000
+LOG: Final = LOG_DIR / "web.log"
 CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids")
 
 _BUILD: Final = """
@@ -78,8 +82,8 @@ done
 """
 
 
-def missing() -> str | None:
-    """Why these tests cannot run here, after what is missing was installed; `None` if they can."""
+@functools.cache
+def _missing() -> str | None:
     if reason := need({"runc": "runc", "crun": "crun", "nsenter": "util-linux"}):
         return reason
     built = subprocess.run(
@@ -111,21 +115,47 @@ def cgroups_swept(names: list[str], directory: Path) -> Iterator[None]:
     )
 
 
-async def prepare(node: Node, version: str, name: str) -> None:
-    """Give it cgroups of that version, and a bridge into the client's network."""
-    await node.run(["sh", "-c", _CGROUPS, "sh", name, version, " ".join(CONTROLLERS)])
+async def mounts_at(node: Node) -> list[str]:
+    """Those that a restore needs, and nobody else."""
+    mounts = (await node.run(["cat", "/proc/self/mountinfo"])).stdout
+    return [line for line in mounts.splitlines() if "/phaul/state/" in line]
+
+
+def whole(lines: list[str], at_least: int) -> bool:
+    """Whether every beat is there once, in order."""
+    return len(lines) >= at_least and lines == [str(number) for number in range(len(lines))]
 
 
 class Container:
     """A container that was started on one node, and may have moved to another."""
 
+    keeper = ""  #: what keeps it, if that is not its runtime
+    cgroups = "{}"  #: how its cgroups are called
+
     def __init__(self, runtime: str, name: str, volume: Path) -> None:
         self.runtime = runtime
         self.name = name
         self.volume = volume
+        self.logged = False  #: to LOG
 
     def __str__(self) -> str:
-        return f"{self.runtime}:{self.name}"
+        return f"{self.keeper or self.runtime}:{self.name}"
+
+    @property
+    def workload(self) -> str:
+        """How one is called that has come by phaul: so in `phaul ps`, and by `phaul drain`."""
+        return str(self).replace(":", "-")
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Why there can be none here, after what is missing was installed; `None` if there can."""
+        return _missing()
+
+    @classmethod
+    async def prepare(cls, node: Node, runtime: str, name: str) -> None:
+        """Give a node cgroups of the version that is tried with this runtime, and a bridge to the client."""
+        version = "v1" if runtime == "crun" else "v2"
+        await node.run(["sh", "-c", _CGROUPS, "sh", name, version, " ".join(CONTROLLERS)])
 
     @classmethod
     async def start(
@@ -140,12 +170,13 @@ class Container:
     ) -> Container:
         """Run it, detached, with a volume and a network."""
         container = cls(runtime, name, volume)
+        container.logged = output == str(LOG)
         bundle = node.root / "run/bundle" / name
         inside = f"/run/bundle/{name}"
         await node.run(["mkdir", "-p", inside])
         await node.run(["runc", "spec", "--bundle", inside])  # it looks which cgroups the node has
         await asyncio.to_thread(_fill_bundle, bundle, volume, network)
-        words = [runtime, *container.flags, "run", "--detach", "--bundle", inside, name]
+        words = [runtime, "run", "--detach", "--bundle", inside, name]
         await node.run(["bash", "-c", f'exec "$@" >{output} 2>/dev/null', "bash", *words])
         pid = (await container.state(node))["pid"]
         if network:
@@ -153,15 +184,53 @@ class Container:
         await container.beats()
         return container
 
-    @property
-    def flags(self) -> list[str]:
-        return []
-
     async def state(self, node: Node) -> dict[str, Any]:
         """What the runtime says of it; empty if it knows none."""
-        done = await node.run([self.runtime, *self.flags, "state", self.name], check=False)
+        done = await node.run([self.runtime, "state", self.name], check=False)
         found: dict[str, Any] = done.json() if done.returncode == 0 else {}
         return found
+
+    async def logs(self, node: Node) -> list[list[str]]:
+        """What it has written, wherever that is: each a line for each beat."""
+        config = await self.state(node)
+        root = Path(config["bundle"]) / config["rootfs"]
+        log: Path = node.root / root.relative_to("/") / "var/app/log"
+        return [log.read_text().splitlines()]  # noqa: ASYNC240 - small
+
+    async def left_at(self, node: Node) -> list[str]:
+        """What there is of it at a node where it does not run."""
+        found = [] if await self.state(node) == {} else ["a record"]
+        found += await mounts_at(node)
+        bundles = node.root / "run/phaul/state/containers"
+        found += [str(each) for each in bundles.iterdir()] if bundles.exists() else []
+        cgroups = ["-name", self.cgroups.format(self.name), "-not", "-name", "*conmon*"]
+        found += (await node.run(["find", "/sys/fs/cgroup", *cgroups])).stdout.split()
+        links = (await node.run(["ip", "-brief", "link", "show", "master", BRIDGE])).stdout.splitlines()
+        found += [line for line in links if not line.startswith("lan0")]
+        processes = (await node.run(["ps", "-eo", "args"])).stdout.splitlines()
+        return found + [line for line in processes if "in_container" in line]
+
+    async def change(self, node: Node) -> None:
+        """Something in it that is to move along."""
+
+    async def look_inside(self, node: Node, pid: int, beats: int) -> None:
+        """It has moved there, with its process and at least these beats; what changed in it is there."""
+        assert (await self.state(node))["pid"] == pid
+        if self.logged:
+            logged = (node.root / LOG.relative_to("/")).read_text().splitlines()
+            assert whole(logged, beats - 20)
+            last = await node.phaul("logs", self.workload, "-n", "1", check=True)
+            assert last.stdout.strip().isdigit()
+        if self.runtime == "runc":  # cgroups of version 2: a namespace of its own
+            lines = (await node.run(["runc", "exec", self.name, "cat", "/proc/1/cgroup"])).stdout.splitlines()
+            assert lines[-1] == "0::/"
+        done = await node.run([self.runtime, "exec", self.name, "cat", "/proc/1/cmdline"])
+        assert "in_container.py" in done.stdout
+
+    async def end(self, node: Node) -> None:
+        """By its runtime, as ever."""
+        await node.run([self.runtime, "kill", self.name, "KILL"])
+        await node.run([self.runtime, "delete", "--force", self.name])
 
     async def beats(self) -> int:
         """Wait for ten more; the number of the last. Raises TimeoutError."""
@@ -210,8 +279,17 @@ def _fill_bundle(bundle: Path, volume: Path, network: bool) -> None:
     file.write_text(json.dumps(config))
 
 
-def log_of(node: Node, config: dict[str, Any]) -> list[str]:
-    """What the container has written into its root, which a state of the runtime names."""
-    root = Path(config["bundle"]) / config["rootfs"]
-    log: Path = node.root / root.relative_to("/") / "var/app/log"
-    return log.read_text().splitlines()
+@dataclass(frozen=True)
+class Kind:
+    """Of containers: who keeps it, which runtime it has, and how it is started."""
+
+    container: type[Container]
+    runtime: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, (self.container.keeper, self.runtime)))
+
+    async def start(self, node: Node, volume: Path, name: str = "web", **options: Any) -> Container:
+        """One, detached, with a volume and a network."""
+        return await self.container.start(node, self.runtime, volume, name, **self.options, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.containers.containers import ADDRESS, BRIDGE, PORT, TREE, VICTIMS, Co
 from tests.need import need
 from tests.nodes import Node
 
+STANDS_IN: Final = "podman_runtime.py"
 IMAGE: Final = "localhost/phaul-test:1"
 NETWORK: Final = "lan"
 #: Without a pids controller here; CNI, because its bridge needs no iptables.
@@ -65,8 +67,8 @@ mv "$work" "$2"
 """
 
 
-def missing() -> str | None:
-    """Why there is no podman here, after it was installed; `None` if there is one."""
+@functools.cache
+def _missing() -> str | None:
     wanted = {"podman": "podman", "conmon": "conmon", "/usr/lib/cni/bridge": "containernetworking-plugins"}
     if reason := need(wanted):
         return reason
@@ -77,18 +79,28 @@ def missing() -> str | None:
     return f"no image: {built.stderr[-300:]}" if built.returncode else None
 
 
-async def prepare(node: Node, runtime: str) -> None:
-    """Give it a podman that knows the image and the network."""
-    storage = node.directory / "containers"
-    configuration = _CONFIGURATION.format(runtime=runtime)
-    await node.run(["sh", "-c", _PREPARE, "sh", str(storage), configuration, _NETWORK, _STORAGE, IMAGE])
+async def lines(node: Node, *words: str) -> list[str]:
+    """What podman says."""
+    return (await node.run(["podman", *words])).stdout.splitlines()
 
 
 class PodmanContainer(Container):
     """One that podman keeps."""
 
-    def __str__(self) -> str:
-        return f"podman:{self.name}"
+    keeper = "podman"
+    cgroups = "libpod-*"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return super().missing() or _missing()
+
+    @classmethod
+    async def prepare(cls, node: Node, runtime: str, name: str) -> None:
+        """And a podman that knows the image and the network."""
+        await super().prepare(node, runtime, name)
+        configuration = _CONFIGURATION.format(runtime=runtime)
+        storage = str(node.directory / "containers")
+        await node.run(["sh", "-c", _PREPARE, "sh", storage, configuration, _NETWORK, _STORAGE, IMAGE])
 
     @classmethod
     async def start(  # type: ignore[override]
@@ -112,6 +124,39 @@ class PodmanContainer(Container):
             return {}
         (found,) = done.json()
         return {**found["State"], "status": found["State"]["Status"], "id": found["Id"]}
+
+    async def logs(self, node: Node) -> list[list[str]]:
+        """podman's, and the file in its root."""
+        return [await lines(node, "logs", self.name), await lines(node, "exec", self.name, "cat", "/var/app/log")]
+
+    async def left_at(self, node: Node) -> list[str]:
+        found = await super().left_at(node)
+        found += await lines(node, "ps", "--all", "--quiet")
+        found += (await node.run(["sh", "-c", f"ls /run/{self.runtime} 2>/dev/null || true"])).stdout.split()
+        processes = (await node.run(["ps", "-eo", "args"])).stdout.splitlines()
+        return found + [line for line in processes if STANDS_IN in line or "conmon" in line]
+
+    async def change(self, node: Node) -> None:
+        """In its shared memory, and a file of the image that it deletes."""
+        self._id = (await self.state(node))["id"]
+        await lines(node, "exec", self.name, "sh", "-c", "echo shared >/dev/shm/here; rm /etc/fstab")
+
+    async def look_inside(self, node: Node, pid: int, beats: int) -> None:
+        assert (await self.state(node))["id"] == self._id
+        there = "cat /dev/shm/here; ls /etc/fstab 2>&1; cat /proc/1/cmdline"
+        shared, gone, program = await lines(node, "exec", self.name, "sh", "-c", there)
+        assert shared == "shared"
+        assert "No such file" in gone
+        assert "in_container.py" in program
+        assert any("in_container.py" in line for line in await lines(node, "top", self.name, "args"))
+
+    async def end(self, node: Node) -> None:
+        """It ends by itself, and podman hears how."""
+        await lines(node, "stop", self.name)
+        state = await self.state(node)
+        assert (state["status"], state["ExitCode"]) == ("exited", 0)
+        await lines(node, "rm", self.name)
+        assert await self.left_at(node) == []
 
 
 def _fill(volume: Path, app: Path) -> None:
