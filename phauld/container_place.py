@@ -10,14 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import errno
-import io
 import json
 import logging
 import os
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -25,14 +22,17 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from phaul.v1 import remote_pb2, types_pb2
-from phaul_client.addresses import arp_announcements
-from phaul_client.containers.inspect import command, ip, read_init, read_record, record_path
-from phaul_client.containers.mounts import Mount, no_hierarchy, parse_mounts, restore_externals
+from phaul_client.containers.inspect import read_init, read_record, record_path
+from phaul_client.containers.links import announce
+from phaul_client.containers.mounts import no_hierarchy, restore_externals
+from phaul_client.containers.programs import command, ip
 from phaul_client.containers.runtimes import ContainerName, parse_container, runtime_of
-from phaul_client.errors import ImageCorrupt, InvalidRequest, NoRoom, PhaulError, WorkloadExists
+from phaul_client.errors import InvalidRequest, PhaulError, WorkloadExists
 from phaul_client.tree import wait_until_gone
 from phaul_criu import child
 from phaul_criu.requests import InheritFd, RestoreOptions
+from phauld.container_cgroups import cgroups_of, hierarchies, join, mounts
+from phauld.container_files import unpack
 from phauld.shim import start_ticks, write_json
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ PROGRAM_SECONDS: Final = 30.0
 #: What a created container waits at, in the directory of its record.
 STARTS_BY: Final = "exec.fifo"
 UNFINISHED_SECONDS: Final = 2.0
-_TAR: Final = ("tar", "--extract", "--file=-", "--numeric-owner", "--same-owner", "--preserve-permissions")
+FIRST_RETRY_SECONDS: Final = 0.5
+LAST_RETRY_SECONDS: Final = 60.0
 _INTERFACE_BYTES: Final = 15
 
 
@@ -61,6 +62,8 @@ class ContainerPlace:
         self._container = container
         self._is_made = False  # the runtime knows it
         self._is_recovered = False
+        self._is_discarded = False
+        self._given_up = asyncio.Event()
         self._cgroups: Mapping[str, str] = {}
         self._log_fds: tuple[int, ...] = ()
 
@@ -114,10 +117,10 @@ class ContainerPlace:
         if self._container.links:
             await self._check_links()
 
-    async def _check_mounts(self, mounts: Iterable[types_pb2.ContainerMount]) -> None:
-        hierarchies = self._hierarchies()
-        for each in mounts:
-            if each.kind == types_pb2.CONTAINER_MOUNT_KIND_CGROUP and each.source not in hierarchies:
+    async def _check_mounts(self, wanted: Iterable[types_pb2.ContainerMount]) -> None:
+        here = hierarchies()
+        for each in wanted:
+            if each.kind == types_pb2.CONTAINER_MOUNT_KIND_CGROUP and each.source not in here:
                 raise no_hierarchy(each.source)
             if each.kind == types_pb2.CONTAINER_MOUNT_KIND_VOLUME and not await asyncio.to_thread(
                 os.path.exists, each.source
@@ -139,65 +142,14 @@ class ContainerPlace:
 
     async def take(self, requests: AsyncIterator[remote_pb2.PutFilesRequest], first: remote_pb2.PutFilesRequest) -> int:
         """Write what comes; the bytes of it. Raises `ImageCorrupt`, `NoRoom`, and what `create` raises."""
-        read_end, write_end = os.pipe()
-        try:
-            tar = await child.spawn(
-                [*_TAR, "--xattrs", "--xattrs-include=*", "--acls", "--directory", str(self.rootfs)], stdin=read_end
-            )
-        except BaseException:
-            os.close(write_end)
-            raise
-        finally:
-            os.close(read_end)
-        async with tar:
-            written = await self._feed(requests, first, write_end)
-            status = await tar.wait()
-        if status != 0:
-            kind = NoRoom if "No space left" in tar.stderr_tail else ImageCorrupt
-            raise kind(f"tar of {self.rootfs} ended with {status}: {tar.stderr_tail[-300:]}")
+        written = await unpack(self.rootfs, requests, first, self._take_log)
         if not self._is_made:
             await child.finish(self._create())
-        return written
-
-    async def _feed(
-        self, requests: AsyncIterator[remote_pb2.PutFilesRequest], first: remote_pb2.PutFilesRequest, write_end: int
-    ) -> int:
-        is_complete, written = False, 0
-        message: remote_pb2.PutFilesRequest | None = first
-        with os.fdopen(write_end, "wb", buffering=0) as pipe:
-            while message is not None:
-                for path in message.deleted:
-                    await asyncio.to_thread(self._remove, path)
-                if message.data:
-                    try:
-                        await asyncio.to_thread(_write_all, pipe, message.data)
-                    except BrokenPipeError:
-                        return written  # tar says why
-                    written += len(message.data)
-                if message.log:
-                    await asyncio.to_thread(self._take_log, message.log)
-                is_complete |= message.complete
-                message = await anext(requests, None)
-        if not is_complete:
-            raise ImageCorrupt("the files of the container ended early")
         return written
 
     def _take_log(self, data: bytes) -> None:
         """Add to the log that another keeps of it."""
         raise InvalidRequest(f"nobody keeps a log of {self.name}")
-
-    def _remove(self, path: str) -> None:
-        """A file that is gone at the source; nothing outside of the root, whatever its links say."""
-        parent, _, name = path.rpartition("/")
-        where = os.path.realpath(self.rootfs / parent)
-        if name in ("", ".", "..") or not f"{where}/".startswith(f"{self.rootfs}/"):
-            raise InvalidRequest(f"{path!r} is outside of the container")
-        target = os.path.join(where, name)
-        if os.path.isdir(target) and not os.path.islink(target):
-            shutil.rmtree(target)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(target)
 
     async def _create(self) -> None:
         """Let the runtime make it, and end the init that comes with it before it can be started."""
@@ -216,7 +168,9 @@ class ContainerPlace:
             said = log.read_text(errors="replace").strip()[-500:]
             raise PhaulError(f"{self._runtime.name} create {self.name.id}: {said or status}", reason="RESTORE_FAILED")
         init = read_init(self._runtime, self.name)
-        self._cgroups = await asyncio.to_thread(self._cgroups_of, init.pid)
+        self._cgroups = await asyncio.to_thread(
+            cgroups_of, init.pid, every=self._container.cgroup_manager == "disabled"
+        )
         os.kill(init.pid, signal.SIGKILL)
         await wait_until_gone(init.pid)
 
@@ -253,7 +207,7 @@ class ContainerPlace:
 
     async def leave(self) -> None:
         """After a restore, whatever came of it: the tree has a root of its own."""
-        while any(each.point == str(self.mountpoint) for each in _mounts()):  # bound to itself: os.path does not see it
+        while any(each.point == str(self.mountpoint) for each in mounts()):  # bound to itself: os.path does not see it
             await command(["umount", "--lazy", str(self.mountpoint)])
 
     def adopt(self, pid: int) -> None:
@@ -281,11 +235,36 @@ class ContainerPlace:
         """It runs, and nothing that was made for the restore is needed any more."""
 
     async def discard(self) -> None:
-        """It never ran here: nothing of it is left. Raises `PhaulError`, `OSError`."""
+        """It never ran here: nothing of it is left. Raises `PhaulError`, `OSError`; it may be called again then."""
+        await self._discard()
+        self._is_discarded = True
+
+    async def is_gone(self) -> bool:
+        """Whether it was discarded: tried again and again, unless `give_up` comes first."""
+        seconds = FIRST_RETRY_SECONDS
+        while not self._is_discarded:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._given_up.wait()
+                    return False
+            try:
+                await self.discard()
+            except (PhaulError, OSError) as exc:
+                logger.error("container not discarded yet name=%s error=%s", self.name, exc)
+            seconds = min(2 * seconds, LAST_RETRY_SECONDS)
+        return True
+
+    def give_up(self) -> None:
+        """What could not be discarded is the next phauld's."""
+        self._given_up.set()
+
+    async def _discard(self) -> None:
         if self._is_recovered and record_path(self._runtime, self.name.id).parent.exists() and not self._is_ours():
             await asyncio.sleep(UNFINISHED_SECONDS)  # a `create` that an earlier phauld began may be about to end
         if self._is_made and self._is_ours():
             await command([*self._program(), "delete", "--force", self.name.id], PROGRAM_SECONDS)
+            if self._is_ours():  # runc's status is 0 all the same
+                raise PhaulError(f"{self._runtime.name} has not deleted {self.name.id}")
         await self.leave()
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
@@ -300,20 +279,6 @@ class ContainerPlace:
     def _program(self) -> list[str]:
         return [self._runtime.name, *self._runtime.manager(self._container.cgroup_manager or "cgroupfs")]
 
-    def _hierarchies(self) -> dict[str, Mount]:
-        return {each.hierarchy: each for each in _mounts() if each.kind in ("cgroup", "cgroup2")}
-
-    def _cgroups_of(self, pid: int) -> dict[str, str]:
-        """Directory of each hierarchy in which the process has a cgroup other than ours."""
-        ours, theirs = (_cgroup_names(each) for each in ("self", str(pid)))
-        hierarchies = self._hierarchies()
-        found = {}
-        for hierarchy, path in theirs.items():
-            mount = hierarchies.get(hierarchy)
-            if mount is not None and (path != ours.get(hierarchy) or self._container.cgroup_manager == "disabled"):
-                found[hierarchy] = os.path.normpath(f"{mount.point}/{os.path.relpath(path, mount.root)}")
-        return found
-
     async def _check_links(self) -> None:
         here = {each["ifname"] for each in await ip(["link", "show"])}
         for link in self._container.links:
@@ -323,27 +288,6 @@ class ContainerPlace:
                 raise PhaulError(message, reason="PREFLIGHT_FAILED", remedy=remedy)
             if link.outer in here:
                 link.outer = f"p{os.urandom(6).hex()}"[:_INTERFACE_BYTES]
-
-
-def join(cgroup: Path, pid: int) -> None:
-    """Put a process into a cgroup. One of version 1 with a share of the processor takes none of a real-time class."""
-    try:
-        cgroup.write_text(str(pid))
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:
-            raise
-        os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
-        cgroup.write_text(str(pid))
-
-
-def _mounts() -> tuple[Mount, ...]:
-    return parse_mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
-
-
-def _write_all(pipe: io.FileIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[pipe.write(view) :]
 
 
 async def check_place(place: ContainerPlace, node_name: str) -> list[types_pb2.Problem]:
@@ -365,25 +309,3 @@ def container_problem(subject: str, error: PhaulError, node_name: str) -> types_
         remedy=error.remedy,
         node_name=node_name,
     )
-
-
-def _cgroup_names(process: str) -> dict[str, str]:
-    """The cgroup of a process in each hierarchy."""
-    found = {}
-    for line in Path(f"/proc/{process}/cgroup").read_text(encoding="utf-8").splitlines():
-        number, controllers, path = line.split(":", 2)
-        found["cgroup2" if number == "0" else ",".join(sorted(controllers.split(",")))] = path
-    return found
-
-
-def announce(link: types_pb2.ContainerLink, address: str) -> None:
-    """A gratuitous ARP from the bridge, in the container's name. What fails is logged: others find out by asking."""
-    if not link.bridge or ":" in address:
-        return
-    try:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
-            raw.bind((link.bridge, 0))
-            for frame in arp_announcements(address.partition("/")[0], bytes.fromhex(link.mac.replace(":", ""))):
-                raw.send(frame)
-    except (OSError, ValueError) as exc:
-        logger.warning("address not announced address=%s error=%s", address, exc)

@@ -482,6 +482,8 @@ class Session:
             await self.fire(Event.ABORT)
         if self._lease is not None:
             self._lease.cancel()
+        if self._container is not None:
+            self._container.give_up()
         if self.is_filling and self._fetching is not None:  # the next phauld sees to the end of it
             self._fetching.leave()
             for task in self._tasks:
@@ -801,6 +803,8 @@ class Session:
 
     async def _forget(self) -> None:
         """Nothing of it is left but what the journal says."""
+        if self._phase is Phase.ABORTED and self._container is not None and not await self._container.is_gone():
+            return
         await self.cleaned()
         self._on_end(self)
 

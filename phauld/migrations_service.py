@@ -98,10 +98,12 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
         migration_id = request.migration_id or str(uuid.uuid4())
         if not _ID.fullmatch(migration_id):
             raise InvalidRequest(f"{migration_id!r} is not a migration id")
-        if migration_id in self._migrations:
+        if migration_id not in self._migrations:
+            target = await find_target(request, self._workloads)
+        if migration_id in self._migrations:  # the same call may come twice at once
             known = self._migrations[migration_id].record
             return migrations_pb2.StartMigrationResponse(migration=known)
-        outgoing = self._new(migration_id, request)
+        outgoing = self._make(migration_id, target, with_port(request.destination), request.options)
         pid = outgoing.record.pid
         if any(each.record.pid == pid for each in self._migrations.values() if not each.is_over):
             raise PhaulError(f"PID {pid} is on the move already", reason="MIGRATION_EXISTS", remedy="phaul status")
@@ -179,7 +181,8 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
 
     async def preflight(self, request: node_pb2.PreflightRequest) -> node_pb2.PreflightResponse:
         """Both halves of the check that a migration begins with, and nothing more. Raises `PhaulError`."""
-        outgoing = self._new("preflight", request)
+        target = await find_target(request, self._workloads)
+        outgoing = self._make("preflight", target, with_port(request.destination), request.options)
         await outgoing.check()
         record = outgoing.record
         errors = [each for each in record.problems if each.severity == types_pb2.SEVERITY_ERROR]
@@ -211,12 +214,6 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
         if entry.report is not None:
             json_format.ParseDict(dict(entry.report), outgoing.record, ignore_unknown_fields=True)
         return outgoing
-
-    def _new(
-        self, migration_id: str, request: migrations_pb2.StartMigrationRequest | node_pb2.PreflightRequest
-    ) -> Outgoing:
-        target = find_target(request, self._workloads)
-        return self._make(migration_id, target, with_port(request.destination), request.options)
 
     def _make(self, migration_id: str, target: Target, destination: str, options: types_pb2.Options) -> Outgoing:
         return Outgoing(

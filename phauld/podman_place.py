@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from phaul.v1 import remote_pb2, types_pb2
-from phaul_client.containers.inspect import command, ip, record_path
+from phaul_client.containers.inspect import record_path
+from phaul_client.containers.links import announce
 from phaul_client.containers.podman import (
     NETWORK_KEY,
     STAND_IN_FILES,
@@ -30,10 +31,12 @@ from phaul_client.containers.podman import (
     podman,
     prepare_stand_in,
 )
+from phaul_client.containers.programs import command, ip
 from phaul_client.errors import InvalidRequest, PhaulError, WorkloadExists
 from phaul_criu.requests import InheritFd, RestoreOptions
 from phauld import podman_runtime
-from phauld.container_place import UNFINISHED_SECONDS, ContainerPlace, announce, join
+from phauld.container_cgroups import join
+from phauld.container_place import UNFINISHED_SECONDS, ContainerPlace
 from phauld.unheard import let_speak, unheard
 
 logger = logging.getLogger(__name__)
@@ -71,7 +74,8 @@ class PodmanPlace(ContainerPlace):
         self._rootfs: Path | None = None
         self._log_path: Path | None = None
         self._network_path = ""
-        self._descriptors: dict[str, int] = {}  # what criu calls them, as phauld has them
+        self._descriptors: dict[str, int] = {}  # what criu calls them, as phauld had them
+        self._open: set[int] = set()  # of those, and not yet given away
         self._stand_in: socket.socket | None = None
         self._stand_in_pid = 0
 
@@ -142,17 +146,20 @@ class PodmanPlace(ContainerPlace):
         for key, descriptor in zip(self._container.podman.pipes, pipes, strict=False):
             if key and key not in self._descriptors:
                 self._descriptors[key] = descriptor
+                self._open.add(descriptor)
             else:
                 os.close(descriptor)
         await self._look()
         for outer in (await self._outers()).values():
             await command(["ip", "link", "set", "dev", outer, "down"])
         if self._network_path:
-            self._descriptors[NETWORK_KEY] = os.open(self._network_path, os.O_RDONLY | os.O_CLOEXEC)
+            network = os.open(self._network_path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptors[NETWORK_KEY] = network
+            self._open.add(network)
 
     async def _look(self) -> None:
         """What podman has made. Raises `PhaulError`."""
-        found = await asyncio.to_thread(inspect_podman, self.name.id)
+        found = await inspect_podman(self.name.id)
         self._bundle = Path(found.static_dir)
         self._log_path = found.log_path
         config = json.loads((self._bundle / "config.json").read_text(encoding="utf-8"))
@@ -184,9 +191,8 @@ class PodmanPlace(ContainerPlace):
             self._close_descriptors()
 
     def _close_descriptors(self) -> None:
-        for descriptor in self._descriptors.values():
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        while self._open:
+            os.close(self._open.pop())
 
     async def attend(self, record: Path) -> None:
         """What stands for it waits for the shim of that directory from now on. Raises `OSError`."""
@@ -232,10 +238,10 @@ class PodmanPlace(ContainerPlace):
             self._stand_in_pid = 0
         self._remove_directory()
 
-    async def discard(self) -> None:
-        """It never ran here: nothing of it is left. Raises `PhaulError`, `OSError`."""
+    async def _discard(self) -> None:
         if self._stand_in is not None:
             self._stand_in.close()
+            self._stand_in = None
             self._close_descriptors()
         if not self.directory.exists():
             return

@@ -84,7 +84,7 @@ class Target:
                 return code in DONE_FOR_CONTAINERS
 
 
-def find_target(
+async def find_target(
     request: migrations_pb2.StartMigrationRequest | node_pb2.PreflightRequest, workloads: Workloads
 ) -> Target:
     """What is to move. Raises `InvalidRequest`, `WorkloadNotFound`, `PhaulError` PID_NOT_FOUND."""
@@ -92,7 +92,7 @@ def find_target(
     match request.WhichOneof("target"):
         case "workload":
             if (name := parse_container(request.workload)) is not None:
-                return _container_target(find_container(name), workloads)
+                return _container_target(await find_container(name), workloads)
             workload = workloads.get(request.workload)
             if workload.pid is None:
                 raise InvalidRequest(f"{workload.name} does not run here: it is {workload.state}", remedy="phaul ps")
@@ -102,7 +102,7 @@ def find_target(
             workload = workloads.by_pid(pid)
         case _:
             raise InvalidRequest("neither a pid nor a workload was named")
-    if (container := container_of(pid)) is not None:
+    if (container := await container_of(pid)) is not None:
         return _container_target(container, workloads)
     return _target(pid, workload)
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterable
 
-from phaul_client.containers.inspect import command
+from phaul_client.containers.programs import command
 
 
 @contextlib.asynccontextmanager

@@ -17,12 +17,11 @@ from typing import Any, Final, NamedTuple
 from phaul.v1 import types_pb2
 from phaul_client.containers.mounts import outside, parse_mounts
 from phaul_client.containers.podman import NETWORK_KEY, PodmanFacts, inspect_podman, is_podmans
+from phaul_client.containers.programs import ip
 from phaul_client.containers.runtimes import RUNTIMES, ContainerName, Init, Record, Runtime, runtime_of
 from phaul_client.errors import PhaulError, WorkloadNotFound
 from phaul_client.tree import identity
-from phaul_criu import child
 
-COMMAND_SECONDS: Final = 10.0
 #: Network devices that criu makes anew by itself.
 _MADE_BY_CRIU: Final = frozenset({"loopback"})
 
@@ -55,15 +54,16 @@ class Found:
         return Path(self.init.bundle) / self.init.rootfs
 
 
-def find_container(name: ContainerName) -> Found:
+async def find_container(name: ContainerName) -> Found:
     """Raises `PhaulError`: UNSUPPORTED, WORKLOAD_NOT_FOUND, or WRONG_PHASE for one that does not run."""
     if name.runtime == "podman":
-        return _find_podman(name)
-    return _find(name, name, runtime_of(name))
+        return await _find_podman(name)
+    found = _find(name, name, runtime_of(name))
+    return await _find_podman(ContainerName("podman", name.id)) if is_podmans(found.config) else found
 
 
-def _find_podman(name: ContainerName) -> Found:
-    facts = inspect_podman(name.id)
+async def _find_podman(name: ContainerName) -> Found:
+    facts = await inspect_podman(name.id)
     if facts.why_not is not None:
         why, remedy = facts.why_not
         raise PhaulError(f"podman:{facts.name} {why}", reason="UNSUPPORTED", remedy=remedy)
@@ -85,8 +85,6 @@ def _find(name: ContainerName, record: ContainerName, runtime: Runtime) -> Found
         config = json.loads((Path(init.bundle) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise PhaulError(f"{name}: no config.json in its bundle: {exc}", reason="UNSUPPORTED") from exc
-    if is_podmans(config) and name == record:
-        return _find_podman(ContainerName("podman", name.id))
     return Found(name=name, runtime=runtime, init=init, config=config)
 
 
@@ -105,8 +103,16 @@ def with_log(found: Found, directory: Path) -> Found:
     return found
 
 
-def container_of(pid: int) -> Found | None:
+async def container_of(pid: int) -> Found | None:
     """The container whose init this is, if it is one that moves by name."""
+    name = _record_of(pid)
+    with contextlib.suppress(PhaulError):
+        return await find_container(name) if name is not None else None
+    return None
+
+
+def _record_of(pid: int) -> ContainerName | None:
+    """What a runtime calls the container whose init this is."""
     try:
         if os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino:
             return None
@@ -114,10 +120,10 @@ def container_of(pid: int) -> Found | None:
         return None
     for runtime in RUNTIMES.values():
         for record in Path(runtime.state_root).glob(f"*/{runtime.record}") if runtime.state_root else ():
-            with contextlib.suppress(PhaulError, OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 name = ContainerName(runtime.name, record.parent.name)
                 if read_init(runtime, name).pid == pid:
-                    return find_container(name)
+                    return name
     return None
 
 
@@ -253,27 +259,6 @@ async def _links(found: Found) -> list[types_pb2.ContainerLink]:
             )
         )
     return links
-
-
-async def ip(arguments: Iterable[str], prefix: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """`ip -json …`. Raises `PhaulError`."""
-    output = await command([*prefix, "ip", "-json", *arguments])
-    found: list[dict[str, Any]] = json.loads(output or "[]")
-    return [each for each in found if "ifname" in each]
-
-
-async def command(argv: Iterable[str], timeout_seconds: float = COMMAND_SECONDS) -> str:
-    """What it says, if it ends with 0. Raises `PhaulError`."""
-    words = list(argv)
-    try:
-        ended = await child.run(words, timeout_seconds=timeout_seconds)
-    except (OSError, TimeoutError) as exc:
-        remedy = f"apt-get install {words[0]}" if isinstance(exc, FileNotFoundError) else ""
-        why = "no end in time" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
-        raise PhaulError(f"{' '.join(words)}: {why}", reason="UNSUPPORTED", remedy=remedy) from exc
-    if ended.returncode != 0:
-        raise PhaulError(f"{' '.join(words)}: {ended.output.strip() or f'status {ended.returncode}'}")
-    return ended.output
 
 
 def _unsupported(found: Found, what: str, remedy: str) -> PhaulError:

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from phaul_client.containers.inspect import Found, command, read_init, runs
+from phaul_client.containers.inspect import Found, read_init, runs
 from phaul_client.containers.podman import podman
+from phaul_client.containers.programs import command
 from phaul_client.containers.runtimes import RUNTIMES, ContainerName
 from phaul_client.errors import PhaulError
 

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from phaul_client.containers.programs import command
 from phaul_client.errors import PhaulError, WorkloadNotFound
 from phaul_criu import child
 
@@ -137,22 +137,16 @@ def facts(inspected: Mapping[str, Any]) -> PodmanFacts:
     )
 
 
-def inspect_podman(name: str) -> PodmanFacts:
+async def inspect_podman(name: str) -> PodmanFacts:
     """Ask podman. Raises `WorkloadNotFound`; `PhaulError` UNSUPPORTED, or WRONG_PHASE for one that does not run."""
-    argv = ["podman", "container", "inspect", name]
     try:
-        asked = subprocess.run(
-            argv, env=environment(), capture_output=True, text=True, check=False, timeout=INSPECT_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        remedy = "apt-get install podman" if isinstance(exc, FileNotFoundError) else ""
-        raise PhaulError(f"podman: {exc}", reason="UNSUPPORTED", remedy=remedy) from exc
-    if asked.returncode != 0:
-        if "no such container" in asked.stderr:
-            raise WorkloadNotFound(f"podman:{name}")
-        raise PhaulError(f"{' '.join(argv)}: {asked.stderr.strip()[-300:]}", reason="UNSUPPORTED")
+        said = await podman(("container", "inspect", name), timeout_seconds=INSPECT_SECONDS, reason="UNSUPPORTED")
+    except PhaulError as exc:
+        if "no such container" in exc.message:
+            raise WorkloadNotFound(f"podman:{name}") from exc
+        raise
     try:
-        (inspected,) = json.loads(asked.stdout)
+        (inspected,) = json.loads(said)
         status = inspected["State"]["Status"]
         found = facts(inspected)
     except (ValueError, KeyError, TypeError) as exc:
@@ -174,29 +168,15 @@ def environment(**more: str) -> dict[str, str]:
     return {**child.scrubbed_environment(), **ours, **more}
 
 
-async def podman(arguments: Iterable[str], *, env: Mapping[str, str] | None = None) -> str:
-    """What it says, if it ends with 0. Raises `PhaulError`."""
-    words = ["podman", *arguments]
-    output = os.memfd_create("podman", os.MFD_CLOEXEC)
-    try:
-        async with (
-            asyncio.timeout(PODMAN_SECONDS),
-            await child.spawn(words, stdout=output, env=env or environment()) as running,
-        ):
-            status = await running.wait()
-        if status != 0:
-            said = (running.stderr_tail.strip().splitlines() or [f"status {status}"])[-1]
-            raise PhaulError(f"{' '.join(words[:3])}: {said[-500:]}", reason="RESTORE_FAILED")
-        os.lseek(output, 0, os.SEEK_SET)
-        with os.fdopen(os.dup(output), "rb") as file:
-            return file.read().decode(errors="replace")
-    except (OSError, TimeoutError) as exc:
-        remedy = "apt-get install podman" if isinstance(exc, FileNotFoundError) else ""
-        raise PhaulError(
-            f"{' '.join(words[:3])}: {exc or 'no end in time'}", reason="UNSUPPORTED", remedy=remedy
-        ) from exc
-    finally:
-        os.close(output)
+async def podman(
+    arguments: Iterable[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout_seconds: float = PODMAN_SECONDS,
+    reason: str = "RESTORE_FAILED",
+) -> str:
+    """What it says, if it ends with 0. Raises `PhaulError`, as `command` does."""
+    return await command(("podman", *arguments), timeout_seconds, env=env or environment(), reason=reason)
 
 
 def prepare_stand_in(directory: Path, runtime: str, criu: Path, script: Path) -> dict[str, str]:

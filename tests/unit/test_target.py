@@ -108,13 +108,13 @@ def test_podmans_monitor_is_there_as_well(piped: subprocess.Popen[bytes]) -> Non
     assert container(piped.pid).weigh(problems) == problems
 
 
-def test_it_is_found_by_what_was_asked_for(tmp_path: Path) -> None:
+async def test_it_is_found_by_what_was_asked_for(tmp_path: Path) -> None:
     workloads = Workloads(tmp_path / "workloads", tmp_path / "logs")
-    found = find_target(migrations_pb2.StartMigrationRequest(pid=os.getpid()), workloads)
+    found = await find_target(migrations_pb2.StartMigrationRequest(pid=os.getpid()), workloads)
     assert (found.pid, found.name, found.container) == (os.getpid(), "", None)
     assert found.identity is not None
     with pytest.raises(InvalidRequest):
-        find_target(migrations_pb2.StartMigrationRequest(), workloads)
+        await find_target(migrations_pb2.StartMigrationRequest(), workloads)
     with pytest.raises(PhaulError) as refused:
-        find_target(migrations_pb2.StartMigrationRequest(pid=2**22), workloads)
+        await find_target(migrations_pb2.StartMigrationRequest(pid=2**22), workloads)
     assert refused.value.reason == "PID_NOT_FOUND"
