@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from phaul.v1.migrations_pb2 import Migration
-from phaul_client.cli.render import destination, duration, phase_word, subject
+from phaul_client.cli.render import destination, phase_word, subject
+from phaul_client.cli.text import duration
 from phaul_client.cli.units import format_bytes, format_rate
 from phaul_client.cli.visible import visible
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from phaul.v1 import node_pb2, types_pb2
 from phaul.v1.node_pb2 import Check
-from phaul_client.cli import parameters, render
+from phaul_client.cli import parameters, render_node
 from phaul_client.cli.connection import CALL_SECONDS, LONG_CALL_SECONDS, DaemonUnreachable
 from phaul_client.cli.json_output import to_json
 from phaul_client.cli.outcomes import ExitCode
@@ -36,7 +36,7 @@ async def preflight(session: Session, target: int | str, destination: str, **opt
     request = node_pb2.PreflightRequest(**target_field(target), destination=destination, options=build_options(options))
     async with session.connect() as daemon:
         answer = await daemon.node.Preflight(request, timeout=LONG_CALL_SECONDS)
-    session.show(to_json(answer), render.preflight(answer, str(target), destination))
+    session.show(to_json(answer), render_node.preflight(answer, str(target), destination))
     return preflight_exit_code(answer)
 
 
@@ -57,7 +57,7 @@ async def doctor(session: Session) -> ExitCode:
     """
     checks = await _doctor(session)
     ok = all(each.ok or each.severity != types_pb2.SEVERITY_ERROR for each in checks)
-    session.show({"ok": ok, "checks": [to_json(each) for each in checks]}, render.checks(checks))
+    session.show({"ok": ok, "checks": [to_json(each) for each in checks]}, render_node.checks(checks))
     return ExitCode.OK if ok else ExitCode.FAILED
 
 
@@ -93,4 +93,4 @@ async def info(session: Session) -> None:
     """Show what this node is and can do."""
     async with session.connect() as daemon:
         node = (await daemon.node.GetInfo(node_pb2.GetInfoRequest(), timeout=CALL_SECONDS)).node
-    session.show(to_json(node), render.node_info(node))
+    session.show(to_json(node), render_node.node_info(node))

@@ -2,16 +2,13 @@
 
 import shlex
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import Final
-
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from phaul.v1 import migrations_pb2, node_pb2, types_pb2
 from phaul.v1.migrations_pb2 import Migration, SyncedDirectory
 from phaul_client.cli.json_output import enum_word
 from phaul_client.cli.outcomes import Outcome, outcome_of
+from phaul_client.cli.text import duration, fact_lines, format_age, local_time, plural, shorten, table, with_reason
 from phaul_client.cli.units import format_bytes, format_rate, format_seconds
 from phaul_client.cli.visible import visible
 
@@ -25,11 +22,11 @@ SHOWN_PATHS: Final = 3
 
 _PHASES: Final = types_pb2.DESCRIPTOR.enum_types_by_name["MigrationPhase"]
 _MODES: Final = types_pb2.DESCRIPTOR.enum_types_by_name["Mode"]
-_RESTORE_MODES: Final = types_pb2.DESCRIPTOR.enum_types_by_name["RestoreMode"]
+RESTORE_MODES: Final = types_pb2.DESCRIPTOR.enum_types_by_name["RestoreMode"]
 _RESOLUTIONS: Final = migrations_pb2.DESCRIPTOR.enum_types_by_name["Resolution"]
 _STATES: Final = node_pb2.DESCRIPTOR.enum_types_by_name["WorkloadState"]
 
-_SEVERITY_MARKS: Final = {
+SEVERITY_MARKS: Final = {
     types_pb2.SEVERITY_ERROR: "ERROR",
     types_pb2.SEVERITY_WARNING: "warning",
     types_pb2.SEVERITY_INFO: "info",
@@ -41,25 +38,6 @@ _ENDINGS: Final = {
     Outcome.IN_DOUBT: "in doubt: {what} is stopped here until it is known whether it runs at {where}",
     Outcome.FAILED: "failed: {what} runs nowhere",
 }
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns as wide as they must be; the last one as long as it is."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
-def plural(number: int, singular: str, ending: str = "s") -> str:
-    """A number of things."""
-    return f"{number} {singular}{'' if number == 1 else ending}"
-
-
-def duration(value: Duration) -> str:
-    """A duration for people."""
-    return format_seconds(value.ToNanoseconds() / 1e9)
 
 
 def phase_word(migration: Migration) -> str:
@@ -83,11 +61,6 @@ def subject(migration: Migration) -> str:
 def destination(migration: Migration) -> str:
     """Where it goes: by name if that is known."""
     return visible(migration.destination.node_name or migration.destination_address)
-
-
-def local_time(stamp: Timestamp) -> str:
-    """A point in time on this machine's clock, to the second."""
-    return datetime.fromtimestamp(stamp.seconds).strftime("%Y-%m-%d %H:%M:%S") if stamp.seconds else "-"
 
 
 # Workloads
@@ -123,20 +96,6 @@ def workload_table(workloads: Iterable[node_pb2.Workload], now_seconds: float) -
         for each in workloads
     ]
     return table(("NAME", "PID", "STATE", "SINCE", "COMMAND"), rows)
-
-
-def format_age(seconds: float) -> str:
-    """How long ago, roughly: "12s", "5m", "3h", "2d"."""
-    whole = max(0, int(seconds))
-    for unit_seconds, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if whole >= 2 * unit_seconds:
-            return f"{whole // unit_seconds}{unit}"
-    return f"{whole}s"
-
-
-def shorten(text: str, width: int) -> str:
-    """At most `width` characters."""
-    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 # Migrations
@@ -197,11 +156,7 @@ def summary(migration: Migration) -> str:
         headline = f"moving {subject(migration)} to {destination(migration)}: {progress_line(migration)}"
     else:
         headline = _ENDINGS[outcome].format(what=subject(migration), where=destination(migration))
-    return "\n".join([headline, *_facts(_measured(migration))])
-
-
-def _facts(facts: Iterable[tuple[str, str]]) -> list[str]:
-    return [f"  {name:<9} {text}" for name, text in facts if text]
+    return "\n".join([headline, *fact_lines(_measured(migration))])
 
 
 def _measured(migration: Migration) -> list[tuple[str, str]]:
@@ -220,10 +175,10 @@ def _measured(migration: Migration) -> list[tuple[str, str]]:
         ("pause", pause),
         ("total", f"{duration(migration.total)}{sent}" if migration.HasField("total") else ""),
         *(("files", _synced(each)) for each in migration.synced),
-        ("mode", _with_reason(mode_word(migration.mode), migration.mode_reason)),
+        ("mode", with_reason(mode_word(migration.mode), migration.mode_reason)),
         (
             "restore",
-            _with_reason(enum_word(_RESTORE_MODES, migration.restore_mode) or "-", migration.restore_mode_reason),
+            with_reason(enum_word(RESTORE_MODES, migration.restore_mode) or "-", migration.restore_mode_reason),
         ),
         ("images", visible(migration.images_place)),
         ("pages", migration.page_stream if any(each in migration.page_stream for each in NOT_AS_USUAL) else ""),
@@ -239,17 +194,11 @@ def _synced(each: SyncedDirectory) -> str:
     return f"{before}; in the freeze {plural(each.freeze_files, 'file')}, {format_bytes(each.freeze_bytes)}: {shown}"
 
 
-def _with_reason(word: str, reason: str) -> str:
-    if word == "-":
-        return ""
-    return f"{word}: {reason}" if reason else word
-
-
 def migration_details(migration: Migration) -> str:
     """`phaul status ID`: everything that is known, without the error, which is told as errors are."""
     parts = [
         summary(migration),
-        *_facts(
+        *fact_lines(
             [
                 ("status", migration.status_text),
                 ("from", f"{migration.source.node_name} pid {migration.pid}"),
@@ -311,7 +260,7 @@ def timeline_table(steps: Iterable[types_pb2.TimelineStep]) -> str:
     return table(("STEP", "NODE", "FROM", "TO", "TOOK"), rows)
 
 
-# Nodes
+# Problems
 
 
 def problem_lines(problems: Iterable[types_pb2.Problem]) -> str:
@@ -320,61 +269,7 @@ def problem_lines(problems: Iterable[types_pb2.Problem]) -> str:
     for each in problems:
         about = f"{each.subject}: " if each.subject and each.subject not in each.message else ""
         at = f" [{each.node_name}]" if each.node_name else ""
-        lines.append(f"{_SEVERITY_MARKS.get(each.severity, '?'):<7} {each.code}{at}: {about}{each.message}")
+        lines.append(f"{SEVERITY_MARKS.get(each.severity, '?'):<7} {each.code}{at}: {about}{each.message}")
         if each.remedy:
             lines.append(f"          remedy: {each.remedy}")
     return "\n".join(lines)
-
-
-def preflight(answer: node_pb2.PreflightResponse, target: str, address: str) -> str:
-    """`phaul preflight`."""
-    where = answer.destination.node_name or address
-    headline = f"{target} can move to {where}" if answer.ok else f"{target} cannot move to {where}"
-    processes = len(answer.tree.processes)
-    facts = [
-        ("tree", f"{plural(processes, 'process', 'es')}, {format_bytes(answer.tree.memory_bytes)}"),
-        ("mode", _with_reason(mode_word(answer.mode), answer.mode_reason)),
-        ("restore", enum_word(_RESTORE_MODES, answer.restore_mode) or ""),
-        ("pause", f"about {duration(answer.expected_pause)}" if answer.HasField("expected_pause") else ""),
-        ("looked", duration(answer.duration) if answer.HasField("duration") else ""),
-    ]
-    lines = [headline, *_facts(facts if processes else facts[1:])]
-    return "\n".join([*lines, problem_lines(answer.problems)] if answer.problems else lines)
-
-
-def checks(found: Iterable[node_pb2.Check]) -> str:
-    """`phaul doctor`: one check a line, the remedy of a failed one below."""
-    lines = []
-    for each in found:
-        mark = "ok" if each.ok else _SEVERITY_MARKS.get(each.severity, "?")
-        lines.append(f"{mark:<7}  {each.code:<22} {each.message}")
-        if each.remedy and not each.ok:
-            lines.append(f"{'':<32} remedy: {each.remedy}")
-    return "\n".join(lines)
-
-
-def node_info(node: types_pb2.NodeInfo) -> str:
-    """`phaul info`."""
-    criu, room = node.criu, node.capacity
-    abilities = [
-        name
-        for name, able in (
-            ("memory tracking", criu.mem_track),
-            ("lazy pages", criu.lazy_pages),
-            ("pidfd", criu.pidfd_store),
-        )
-        if able
-    ]
-    facts = [
-        ("phauld", node.version + (" (without TLS)" if node.insecure else "")),
-        ("node id", node.node_id),
-        ("kernel", f"Linux {node.kernel_release} on {node.architecture}, glibc {node.glibc_version or 'unknown'}"),
-        ("criu", f"{criu.version_text} ({criu.path})" if criu.version else "none: run phaul doctor"),
-        ("can", ", ".join(abilities) if criu.version else ""),
-        ("memory", f"{format_bytes(room.memory_available_bytes)} available"),
-        ("images", f"{format_bytes(room.images_free_bytes)} free"),
-        ("outgoing", f"{room.outgoing} of {room.outgoing_limit}"),
-        ("incoming", f"{room.incoming} of {room.incoming_limit}"),
-        ("features", ", ".join(node.api_features)),
-    ]
-    return "\n".join([node.node_name, *_facts(facts)])

@@ -11,6 +11,7 @@ from google.protobuf import duration_pb2
 from phaul.v1 import types_pb2
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli import render
+from phaul_client.cli.text import duration
 from phaul_client.cli.units import format_bytes
 
 _WIDTH: Final = 860
@@ -104,9 +105,9 @@ def _rounds(rounds: Iterable[types_pb2.RoundStats]) -> str:
                 f"{each.pages_written:,}",
                 f"{each.pages_skipped_parent:,}",
                 format_bytes(each.bytes_sent),
-                render.duration(each.duration),
-                render.duration(each.frozen),
-                render.duration(each.expected_pause) if each.HasField("expected_pause") else "",
+                duration(each.duration),
+                duration(each.frozen),
+                duration(each.expected_pause) if each.HasField("expected_pause") else "",
             )
             for each in rounds
         ],

@@ -18,6 +18,7 @@ from phaul_client.cli.connection import CALL_SECONDS, Daemon, persistently
 from phaul_client.cli.json_output import migration_json, to_line
 from phaul_client.cli.outcomes import Outcome, outcome_of
 from phaul_client.cli.session import Session, command
+from phaul_client.cli.text import duration, shorten
 from phaul_client.cli.units import format_bytes, format_rate
 from phaul_client.cli.visible import visible
 
@@ -156,7 +157,7 @@ def _table(migrations: list[Migration], available: int) -> Table:
         bar = ProgressBar(
             total=total, completed=min(each.bytes_sent, total), complete_style="cyan", finished_style="green"
         )
-        cells: dict[str, RenderableType] = {title: Text(render.shorten(row[title], widths[title])) for title in widths}
+        cells: dict[str, RenderableType] = {title: Text(shorten(row[title], widths[title])) for title in widths}
         if "PROGRESS" in cells and not over:
             cells["PROGRESS"] = bar
         if "PHASE" in cells:
@@ -185,12 +186,12 @@ def _row(short_id: str, migration: Migration) -> dict[str, str]:
         "RATE": format_rate(rate) if rate and not over else "-",
         "ROUNDS": str(len(migration.rounds) or "-"),
         "PAUSE": _pause(migration),
-        "TIME": render.duration(migration.total) if migration.HasField("total") else "-",
+        "TIME": duration(migration.total) if migration.HasField("total") else "-",
     }
 
 
 def _pause(migration: Migration) -> str:
     if migration.HasField("pause"):
-        return render.duration(migration.pause)
+        return duration(migration.pause)
     expected: Duration = migration.expected_pause
-    return f"~{render.duration(expected)}" if migration.HasField("expected_pause") else "-"
+    return f"~{duration(expected)}" if migration.HasField("expected_pause") else "-"

@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from phaul.v1 import migrations_pb2, node_pb2, types_pb2
 from phaul.v1.migrations_pb2 import Migration
-from phaul_client.cli import render
+from phaul_client.cli import render, render_node
 from phaul_client.cli.app import phaul
 from phaul_client.cli.errors import error_lines
 from phaul_client.cli.json_output import migration_json, progress_json, report_json, to_json, to_line
@@ -21,6 +21,7 @@ from phaul_client.cli.outcomes import (
     failure_of,
     outcome_of,
 )
+from phaul_client.cli.text import table
 from phaul_client.errors import PhaulError
 
 REPORT_KEYS = {
@@ -194,7 +195,7 @@ def test_every_message_of_the_api_has_a_json() -> None:
 
 
 def test_table_is_as_wide_as_it_must_be() -> None:
-    assert render.table(("A", "LONG"), [("xxx", "1"), ("y", "")]) == "A    LONG\nxxx  1\ny"
+    assert table(("A", "LONG"), [("xxx", "1"), ("y", "")]) == "A    LONG\nxxx  1\ny"
 
 
 def test_summary_of_a_move() -> None:
@@ -285,7 +286,7 @@ def test_preflight_and_checks() -> None:
         node_name="a",
     )
     answer = node_pb2.PreflightResponse(problems=[problem], destination=types_pb2.NodeInfo(node_name="node-b"))
-    assert render.preflight(answer, "4242", "b:7707").splitlines() == [
+    assert render_node.preflight(answer, "4242", "b:7707").splitlines() == [
         "4242 cannot move to node-b",
         "ERROR   tty [a]: /dev/pts/0: a terminal",
         "          remedy: r",
@@ -294,7 +295,7 @@ def test_preflight_and_checks() -> None:
         node_pb2.Check(code="criu", ok=True, message="4.1.1"),
         node_pb2.Check(code="pipe", severity=types_pb2.SEVERITY_WARNING, message="small", remedy="sysctl"),
     ]
-    lines = render.checks(checks).splitlines()
+    lines = render_node.checks(checks).splitlines()
     assert [line.split() for line in lines] == [
         ["ok", "criu", "4.1.1"],
         ["warning", "pipe", "small"],
@@ -303,7 +304,7 @@ def test_preflight_and_checks() -> None:
 
 
 def test_node_info_without_criu_says_what_to_do() -> None:
-    text = render.node_info(types_pb2.NodeInfo(node_name="node-a", version="0.1.0", insecure=True))
+    text = render_node.node_info(types_pb2.NodeInfo(node_name="node-a", version="0.1.0", insecure=True))
     assert text.startswith("node-a\n")
     assert "0.1.0 (without TLS)" in text
     assert "none: run phaul doctor" in text
