@@ -45,7 +45,11 @@ def run(*argv: str | Path, cwd: Path | None = None, check: bool = True, timeout_
 
 
 def build(kind: str, dist: Path, pattern: str) -> Path:
-    """`scripts/package KIND`; the one file that it made in `dist`."""
+    """`scripts/package KIND`; the one file that it made in `dist`, or where `./check` keeps it for all parts."""
+    if kept := os.environ.get("PHAUL_CHECK_DIST"):
+        dist = Path(kept) / kind
+        if found := list(dist.glob(pattern)):
+            return found[0]
     run("env", f"PHAUL_DIST={dist}", PACKAGE, kind, timeout_seconds=600)
     (made,) = dist.glob(pattern)
     return made

@@ -22,11 +22,10 @@ from typing import Final
 
 from tests.nodes import children
 from tests.packages.builds import TREES, run
-from tests.systemd.machines import SHARED, Failed, Machine, until
+from tests.systemd.machines import SHARED, Failed, Machine, until, wait_for_init
 
 #: bash reaps whatever is left to it
 _INIT: Final = ("bash", "-c", "sleep infinity & while :; do wait; done")
-_START_SECONDS: Final = 60.0
 
 
 @contextlib.contextmanager
@@ -36,17 +35,8 @@ def clean_debian(shared: Path) -> Iterator[Machine]:
     booted = subprocess.Popen(
         [TREES, "run", "base", "--bind", f"{shared}:{SHARED}", "--", *_INIT], stdin=subprocess.DEVNULL
     )
-
-    def init() -> int:
-        assert booted.poll() is None, "the tree did not start"
-        for pid in children(booted.pid):
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"bash\0-c\0sleep"):
-                    return pid
-        return 0
-
     try:
-        yield Machine("clean", booted, until(init, "the tree starts", _START_SECONDS), shared)
+        yield Machine("clean", booted, wait_for_init(booted, b"bash\0-c\0sleep"), shared)
     finally:
         for pid in children(booted.pid):
             os.kill(pid, 9)

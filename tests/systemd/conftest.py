@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.systemd.machines import Machine, build_package, missing, two_machines
+from tests.packages.builds import build
+from tests.systemd.machines import Machine, missing, two_machines
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +16,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Debian package of this checkout."""
     if reason := missing():
         pytest.skip(reason)
-    return build_package(tmp_path_factory.mktemp("dist"))
+    return build("deb", tmp_path_factory.mktemp("dist"), "phaul_*.deb")
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,6 @@ Found = TypeVar("Found")
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TREES: Final = ROOT / "scripts" / "debian-tree"
-PACKAGE: Final = ROOT / "scripts" / "package"
 SHARED: Final = Path("/shared")
 VICTIM: Final = SHARED / "heartbeat.py"
 ADDRESSES: Final = {"a": "10.78.1.1", "b": "10.78.1.2"}
@@ -71,13 +70,6 @@ def missing() -> str | None:
     if tree.returncode != 0:
         raise Failed(tree.stderr)
     return None
-
-
-def build_package(dist: Path) -> Path:
-    """The Debian package of this checkout, built in `dist`."""
-    subprocess.run([PACKAGE, "deb"], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PHAUL_DIST": str(dist)})
-    (found,) = dist.glob("phaul_*.deb")
-    return found
 
 
 def newer_package(package: Path, directory: Path) -> Path:
@@ -224,21 +216,26 @@ class Machine:
         self.booted.wait()
 
 
+def wait_for_init(booted: subprocess.Popen[bytes], command: bytes) -> int:
+    """Our PID of what a tree that is being started has as its init. Raises `Failed`."""
+
+    def init() -> int:
+        assert booted.poll() is None, "the tree did not start"
+        for pid in children(booted.pid):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(command):
+                    return pid
+        return 0
+
+    return until(init, "the tree starts", BOOT_SECONDS)
+
+
 def boot(name: str, shared: Path) -> Machine:
     """Boot one; `end` it. What is in `shared` it has below /shared."""
     booted = subprocess.Popen(
         [TREES, "boot", "node", "--bind", f"{shared}:{SHARED}"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-
-    def systemd() -> int:
-        assert booted.poll() is None, "the machine did not boot"
-        for pid in children(booted.pid):
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/lib/systemd/systemd"):
-                    return pid
-        return 0
-
-    machine = Machine(name, booted, until(systemd, "systemd starts", BOOT_SECONDS), shared)
+    machine = Machine(name, booted, wait_for_init(booted, b"/lib/systemd/systemd"), shared)
     states = ("running", "degraded")  # degraded: it may not load kernel modules
     until(lambda: machine.run("systemctl", "is-system-running", check=False).strip() in states, "boot", BOOT_SECONDS)
     return machine
