@@ -104,7 +104,7 @@ async def test_an_attempt_that_fails_in_doubt_is_made_again_and_can_be_resolved(
 async def test_a_switch_before_the_first_round_is_not_forgotten(bench: Bench) -> None:
     bench.outgoing.record.mode = types_pb2.MODE_HYBRID
     await bench.outgoing.update(migrations_pb2.UpdateMigrationRequest(switch_to_post_copy=True))
-    assert bench.outgoing._policy.is_asked
+    assert bench.outgoing._controls.policy.is_asked
 
 
 async def test_a_recovery_that_cannot_even_begin_is_not_the_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
