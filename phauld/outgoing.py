@@ -1,7 +1,7 @@
-"""One outgoing migration: preflight, session, rounds, last step, and a record that can be watched.
+"""One outgoing migration, attempt after attempt until it is over, and a record that can be watched.
 
-It is the library's `Client` with `CriuLocal` and `GrpcRemote`. The invariant: whatever ends it, the record says where
-the process runs.
+The first attempt is a departure and a movement; those that may follow, here or after a restart, are recoveries. The
+invariant: whatever ends it, the record says where the process runs.
 """
 
 from __future__ import annotations
@@ -19,18 +19,10 @@ from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, types_pb2
 from phaul_client import commit
-from phaul_client.client import Client
 from phaul_client.commit import Event, Phase
-from phaul_client.config import Config
 from phaul_client.coordinator import Coordinator
-from phaul_client.errors import (
-    PeerError,
-    PeerUnavailable,
-    PhaulError,
-    PreflightRefused,
-)
+from phaul_client.errors import PeerError, PeerUnavailable, PhaulError, PreflightRefused
 from phaul_client.local import LAST_DUMP, CriuLocal, unlock_network
-from phaul_client.modes import RestoreMode
 from phaul_client.postcopy import criu_gone
 from phaul_client.remote import GrpcRemote
 from phaul_client.status import reason_of
@@ -41,15 +33,15 @@ from phauld.belongings import Belongings
 from phauld.controls import Controls
 from phauld.coordinators import Coordinators
 from phauld.costs import CostBook
-from phauld.departure import Departure, Plan
+from phauld.departure import Departure
 from phauld.endings import Attempt, ending, why_rolled_back
-from phauld.freezer import Freezer, undo_leftover
+from phauld.freezer import undo_leftover
 from phauld.guard import open_channel
 from phauld.journal import OutgoingEntry, OutgoingRecord
 from phauld.meter import Meter
+from phauld.movement import Movement
 from phauld.node import Node
 from phauld.observer import NOBODY, Observer
-from phauld.options import limits
 from phauld.report import Report
 from phauld.source_relay import SourceRelay
 from phauld.target import Target
@@ -70,7 +62,7 @@ RESOLUTIONS: Final = {
 
 
 class Outgoing:
-    """One migration from its start to its end. `run` it once; `record` is what it is up to now."""
+    """One migration from its start to its end. `start` or `resume` it once; `record` is what it is up to now."""
 
     def __init__(
         self,
@@ -98,7 +90,6 @@ class Outgoing:
         self._is_recovery = False
         self._has_opened = False  # from then on it is rolled back, not refused
         self._journal = journal
-        self._costs = costs
         self._observer = observer
         self.record = migrations_pb2.Migration(
             migration_id=migration_id,
@@ -110,7 +101,7 @@ class Outgoing:
             options=options,
         )
         self._report = Report(self.record, observer)
-        self._meter = Meter(self._report)
+        meter = Meter(self._report)
         self._relay = SourceRelay(node, destination, directory / "relay", journal)
         self._controls = Controls(self.record, self._relay)
         self._departure = Departure(node, target, self.record)
@@ -121,8 +112,18 @@ class Outgoing:
             journal,
             relay=self._relay,
             belongings=self._belongings,
-            meter=self._meter,
+            meter=meter,
             clean_up=self._clean_up,
+        )
+        self._movement = Movement(
+            node,
+            target.pid,
+            directory,
+            self._report,
+            controls=self._controls,
+            belongings=self._belongings,
+            meter=meter,
+            costs=costs,
         )
 
     @property
@@ -336,7 +337,7 @@ class Outgoing:
                 await self._departure.open(remote, plan)
                 self._has_opened = True
                 await local.fire(Event.SESSION_OPENED)
-                await self._move(local, remote, plan)
+                await self._movement.run(local, remote, plan)
             except (Exception, asyncio.CancelledError) as exc:
                 await local.unwind(exc)
             finally:
@@ -378,36 +379,6 @@ class Outgoing:
                 self._moved(recovery)
             else:
                 raise why_rolled_back(self.migration_id, recovery.cause)
-
-    async def _move(self, local: CriuLocal, remote: GrpcRemote, plan: Plan) -> None:
-        options = self._controls.options
-        async with self._belongings.telling():
-            await local.carry_beforehand()
-        self.record.status_text = f"copies files: {', '.join(options.sync)}" if options.sync else ""
-        await local.copy_files()
-        self.record.status_text = ""
-        self._directory.mkdir(parents=True, mode=0o700)
-        self._controls.policy.policy = plan.decision.policy
-        config = Config(self._target.pid, remote.page_socket.fileno(), self._directory)
-        restore_mode = plan.decision.choice.restore_mode
-        costs = self._costs.to(self.record.destination.node_id)
-        async with self._meter.watching(remote), Freezer(self._target.pid) as freezer:
-            client = Client(
-                local,
-                remote,
-                config,
-                criu=self._node.criu,
-                policy=self._controls.policy,
-                limits=limits(self._controls.options, restore_mode, costs, allow_throttle=plan.can_throttle),
-                on_round=self._report.on_round,
-                throttle=freezer.hold_back,
-                external=plan.externals,
-            )
-            self._controls.steer(client)
-            await client.migrate()
-        if restore_mode is RestoreMode.LAZY and local.pause_seconds is not None and local.dump_stats is not None:
-            node_id = self.record.destination.node_id
-            self._costs.learn(node_id, local.pause_seconds, local.dump_stats, local.image_bytes)
 
     def _moved(self, coordinator: Coordinator) -> None:
         self._belongings.forget(self._controls.options.sync)
