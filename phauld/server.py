@@ -26,6 +26,7 @@ from phaul_client.kernel_tls import works as kernel_tls_works
 from phaul_client.tls import Tls
 from phaul_criu.criu import Criu
 from phaul_criu.install import find_binary
+from phauld.admission import Terms
 from phauld.config import Config, is_loopback
 from phauld.dataport import DataPort
 from phauld.guard import Guard
@@ -36,7 +37,7 @@ from phauld.node import Node
 from phauld.node_service import NodeService
 from phauld.notify import Notifier
 from phauld.observer import Observers
-from phauld.remote_service import RemoteService, Terms
+from phauld.remote_service import RemoteService
 from phauld.sync_records import SyncRecords
 from phauld.workloads import Workloads
 

@@ -22,12 +22,13 @@ from phaul_client.stream import Preamble, StreamKind
 from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
 from phauld import convert, page_stream
+from phauld.admission import Terms
 from phauld.dataport import DataPort
 from phauld.incoming import Session
 from phauld.interceptor import ErrorInterceptor
 from phauld.journal import IncomingEntry, Journal
 from phauld.node import Node
-from phauld.remote_service import RemoteService, Terms
+from phauld.remote_service import RemoteService
 from phauld.workloads import RestoreSlot, Workloads, WorkloadSpec
 from tests.node.criu_victims import no_leaks
 from tests.nodes import until
@@ -219,7 +220,7 @@ async def test_a_restarted_phauld_aborts_what_was_open(tmp_path: Path) -> None:
     async with destination(tmp_path / "node-b") as there:
         async with there.remote() as remote:
             await remote.open_session(opening())
-        await die(there.service._sessions.pop("move"))
+        await die(there.service._sessions._known.pop("move"))
         assert len(there.records) == 1
     async with destination(tmp_path / "node-b") as again, again.remote() as remote:
         assert (await remote.get_session()).phase == types_pb2.SESSION_PHASE_ABORTED
