@@ -21,6 +21,7 @@ from phaul_client.local import CriuLocal
 from phaul_client.movers import Addresses
 from phaul_client.remote import GrpcRemote
 from phaul_client.syncing import FileSync
+from phauld import custody
 from phauld.departure import Plan
 from phauld.meter import PROGRESS_SECONDS
 from phauld.node import Node
@@ -28,7 +29,6 @@ from phauld.options import Options
 from phauld.report import Report
 from phauld.sync_records import State
 from phauld.target import Target
-from phauld.workloads import Workloads
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,9 @@ logger = logging.getLogger(__name__)
 class Belongings:
     """Of one migration, at its source."""
 
-    def __init__(self, target: Target, node: Node, workloads: Workloads, report: Report) -> None:
+    def __init__(self, target: Target, node: Node, report: Report) -> None:
         self._target = target
         self._node = node
-        self._workloads = workloads
         self._report = report
         self._baggage: Baggage | None = None
         self._leaving: Mapping[str, Any] | None = None
@@ -108,12 +107,20 @@ class Belongings:
                 "see phauld's log here, and do by hand what it does",
             )
 
+    def stay(self) -> None:
+        """The journal says that it runs on here, for good: whoever restarts it may do so again."""
+        if self._target.workload is not None:
+            try:
+                custody.stays(self._target.workload, self._report.record.migration_id)
+            except OSError as exc:  # a look at the journal does it later
+                logger.error("not given back migration_id=%s error=%s", self._report.record.migration_id, exc)
+
     def forget(self, sync: Sequence[str]) -> None:
         """It runs there: its workload here, and the directories that moved along, are what it has left behind."""
         record = self._report.record
         if self._target.workload is not None:
             try:
-                self._workloads.mark_moved(self._target.workload, record.destination_address)
+                custody.mark_moved(self._target.workload, record.destination_address, record.migration_id)
             except OSError as exc:  # it moved all the same; `phaul status` knows
                 logger.error("not marked as moved migration_id=%s error=%s", record.migration_id, exc)
         for each in sync:

@@ -8,17 +8,18 @@ from typing import Final
 
 from google.protobuf import duration_pb2, json_format, timestamp_pb2
 
-from phaul.v1 import types_pb2
+from phaul.v1 import remote_pb2, types_pb2
 from phaul_client import commit
 from phaul_client.client import RoundEnded
-from phaul_client.errors import PhaulError
+from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_client.pipe_choice import COMPRESSION_VALUES, PipeChoice
 from phaul_client.policy import Iterate, Verdict
 from phaul_client.rounds import PAGE_SIZE_BYTES, usable
 from phaul_client.status import log_tail_of, reason_of, remedy_of
 from phaul_criu.stats import DumpStats
 from phauld import session
-from phauld.workloads import WorkloadSpec
+from phauld.restart_policy import Attempts, Restart, When
+from phauld.workload_spec import WorkloadSpec
 
 LOG_TAIL_LINES: Final = 20
 MAX_DURATION_SECONDS: Final = 315_576_000_000.0  # google/protobuf/duration.proto
@@ -120,6 +121,7 @@ def workload_message(spec: WorkloadSpec) -> types_pb2.WorkloadSpec:
         user=spec.user,
         limits=spec.limits,
         own_ipc_namespace=spec.new_ipc_namespace,
+        restart=restart_message(spec.restart),
     )
 
 
@@ -136,7 +138,44 @@ def workload_spec(message: types_pb2.WorkloadSpec) -> WorkloadSpec:
         user=message.user,
         limits=dict(message.limits),
         new_ipc_namespace=message.own_ipc_namespace,
+        restart=restart(message.restart),
     )
+
+
+_RESTART_MODES: Final = {
+    When.NO: types_pb2.RESTART_MODE_NO,
+    When.ON_FAILURE: types_pb2.RESTART_MODE_ON_FAILURE,
+    When.ALWAYS: types_pb2.RESTART_MODE_ALWAYS,
+}
+
+
+def restart_message(told: Restart) -> types_pb2.RestartPolicy | None:
+    """`None`: never, as phaulds say that know no restarts."""
+    if told.when is When.NO:
+        return None
+    return types_pb2.RestartPolicy(mode=_RESTART_MODES[told.when], max_restarts=told.most)
+
+
+def restart(message: types_pb2.RestartPolicy) -> Restart:
+    """Raises `InvalidRequest`."""
+    if message.mode == types_pb2.RESTART_MODE_UNSPECIFIED:
+        when = When.NO
+    else:
+        found = [each for each, mode in _RESTART_MODES.items() if mode == message.mode]
+        if not found:
+            raise InvalidRequest(f"restart mode {message.mode} is unknown here", remedy="a newer phauld")
+        when = found[0]
+    if message.max_restarts and when is not When.ON_FAILURE:
+        raise InvalidRequest("a number of restarts is for on-failure only", remedy=f"on-failure:{message.max_restarts}")
+    return Restart(when=when, most=message.max_restarts)
+
+
+def restart_count(attempts: Attempts) -> remote_pb2.RestartCount:
+    return remote_pb2.RestartCount(total=attempts.restarts, in_a_row=attempts.in_a_row)
+
+
+def attempts(message: remote_pb2.RestartCount) -> Attempts:
+    return Attempts(restarts=message.total, in_a_row=message.in_a_row)
 
 
 def page_pipe(choice: PipeChoice) -> types_pb2.PagePipe | None:

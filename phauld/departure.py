@@ -78,6 +78,7 @@ class Departure:
     async def open(self, remote: GrpcRemote, plan: Plan) -> None:
         """Have room, name and ports reserved. Raises `PeerError`, `PhaulError`."""
         record, container, guard = self._record, self._target.container, self._node.guard
+        self._target.leaves(record.migration_id)
         options = _with_addresses(decided(record.options, plan.chosen), plan.there)
         options.mode = MODE_VALUES[plan.decision.mode]
         options.restore_mode = RESTORE_MODE_VALUES[plan.decision.choice.restore_mode]
@@ -91,6 +92,7 @@ class Departure:
                 source=self._node.info(),
                 destination_node_id=record.destination.node_id,
                 workload=self._target.spec,
+                restarts=self._target.restarts,
                 container=plan.container if container is not None else None,
                 options=options,
                 expected_bytes=record.bytes_total,
@@ -146,6 +148,7 @@ class Departure:
             compression=options.compression,
             has_sync=bool(options.sync),
             is_podmans=container.HasField("podman"),
+            is_restarted=self._target.is_restarted,
         )
 
     def _capabilities(self) -> NodeCapabilities:

@@ -48,10 +48,13 @@ from phauld.page_stream import STREAM_SECONDS, PageStream, PipeTerms
 from phauld.placement import Promise
 from phauld.podman_place import place_from_journal
 from phauld.receiver import Server
+from phauld.restart_policy import NO_ATTEMPTS, Attempts
+from phauld.restore_slot import RestoreSlot
 from phauld.session import Do, Event, Phase, Record
 from phauld.sync_receiver import SyncReceiver
 from phauld.sync_records import SyncRecords
-from phauld.workloads import RestoreSlot, Workloads, WorkloadSpec
+from phauld.workload_spec import WorkloadSpec
+from phauld.workloads import Workloads
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +86,7 @@ class Incoming:
     container: ContainerPlace | None = None
     sync: tuple[str, ...] = ()  #: directories that `--sync` brings
     sync_overwrite: bool = False
+    attempts: Attempts = NO_ATTEMPTS  #: how often it was started again so far
     owner: str = ""  #: the name in the certificate that opened it; empty without TLS
     pipe: PipeTerms | None = None  #: between its page stream and the network
 
@@ -302,7 +306,9 @@ class Session:
     async def _make_slot(self) -> RestoreSlot:
         spec, criu = self.incoming.spec, self._criu.binary
         if self._container is None:
-            return await self._workloads.restore_under_shim(spec, criu)
+            return await self._workloads.restore_under_shim(
+                spec, criu, attempts=self.incoming.attempts, migration_id=self.incoming.migration_id
+            )
         with self._container.log(self.incoming.carried) as log:
             own_cgroups = self._container.has_cgroup_namespace
             slot = await self._workloads.restore_under_shim(spec, criu, new_cgroup_namespace=own_cgroups, inherited=log)

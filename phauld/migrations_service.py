@@ -222,7 +222,6 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
             destination,
             options,
             node=self._node,
-            workloads=self._workloads,
             directory=self._images_dir / f"out-{migration_id}",
             journal=self._journal.outgoing(migration_id),
             costs=self._costs,

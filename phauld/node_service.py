@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -20,7 +19,9 @@ from phaul_criu import features
 from phaul_criu.features import Finding
 from phauld import convert
 from phauld.node import Node
-from phauld.workloads import State, Workload, Workloads, WorkloadSpec
+from phauld.workload_records import State, Workload
+from phauld.workload_spec import WorkloadSpec
+from phauld.workloads import Workloads
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _STATES: Final[dict[State, node_pb2.WorkloadState.ValueType]] = {
     "starting": node_pb2.WORKLOAD_STATE_RUNNING,
     "running": node_pb2.WORKLOAD_STATE_RUNNING,
+    "ending": node_pb2.WORKLOAD_STATE_RUNNING,
+    "restarting": node_pb2.WORKLOAD_STATE_RESTARTING,
     "exited": node_pb2.WORKLOAD_STATE_EXITED,
     "moved": node_pb2.WORKLOAD_STATE_MOVED,
     "lost": node_pb2.WORKLOAD_STATE_LOST,
@@ -86,12 +89,13 @@ class NodeService(node_pb2_grpc.NodeServicer):
             user=asked.user,
             limits=dict(asked.limits),
             new_ipc_namespace=asked.own_ipc_namespace if asked.HasField("own_ipc_namespace") else True,
+            restart=convert.restart(asked.restart),
             new_pid_namespace=asked.own_pid_namespace if asked.HasField("own_pid_namespace") else True,
             new_time_namespace=(
                 asked.own_time_namespace if asked.HasField("own_time_namespace") else TIME_NAMESPACE.exists()
             ),
         )
-        running = next((each for each in self._workloads.list() if each.spec == spec and each.pid is not None), None)
+        running = next((each for each in self._workloads.list() if each.spec == spec and each.is_present), None)
         return node_pb2.RunWorkloadResponse(workload=_message(running or await self._workloads.run(spec)))
 
     async def ListWorkloads(
@@ -113,17 +117,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
     async def StopWorkload(
         self, request: node_pb2.StopWorkloadRequest, context: Context
     ) -> node_pb2.StopWorkloadResponse:
-        if self._workloads.get(request.name).pid is None:
-            return node_pb2.StopWorkloadResponse(workload=_message(self._workloads.get(request.name)))
         grace = convert.seconds_of(request.grace) if request.HasField("grace") else DEFAULT_GRACE_SECONDS
-        self._workloads.send_signal(request.name, request.signal or signal.SIGTERM)
-        try:
-            async with asyncio.timeout(grace):
-                ended = await self._workloads.wait(request.name)
-        except TimeoutError:
-            with contextlib.suppress(InvalidRequest):  # it ended in this moment, and its shim has not said so yet
-                self._workloads.send_signal(request.name, signal.SIGKILL)
-            ended = await self._workloads.wait(request.name)
+        ended = await self._workloads.stop(request.name, request.signal or signal.SIGTERM, grace)
         return node_pb2.StopWorkloadResponse(workload=_message(ended))
 
     async def RemoveWorkload(
@@ -141,7 +136,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         path = Path(workload.spec.log_path)
         offset = request.offset_bytes if request.HasField("offset_bytes") else _tail(path, request.tail_lines)
         while True:
-            ended = self._workloads.get(request.name).pid is None
+            ended = not self._workloads.get(request.name).is_present
             for data in _chunks(path, offset):
                 offset += len(data)
                 yield node_pb2.ReadWorkloadLogResponse(data=data, next_offset_bytes=offset)
@@ -175,6 +170,9 @@ def _message(workload: Workload) -> node_pb2.Workload:
         log_path=workload.spec.log_path,
         started_at=convert.timestamp(workload.created_at),
         moved_to=workload.moved_to or "",
+        restarts=workload.attempts.restarts,
+        restart_at=convert.timestamp(workload.restart_at) if workload.restart_at is not None else None,
+        start_error=workload.error,
     )
     if workload.exit_code is not None:
         message.exit_status.exit_code = workload.exit_code

@@ -45,7 +45,6 @@ from phauld.observer import NOBODY, Observer
 from phauld.report import Report
 from phauld.source_relay import SourceRelay
 from phauld.target import Target
-from phauld.workloads import Workloads
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,6 @@ class Outgoing:
         options: types_pb2.Options,
         *,
         node: Node,
-        workloads: Workloads,
         directory: Path,
         journal: OutgoingRecord,
         costs: CostBook,
@@ -105,7 +103,7 @@ class Outgoing:
         self._relay = SourceRelay(node, destination, directory / "relay", journal)
         self._controls = Controls(self.record, self._relay)
         self._departure = Departure(node, target, self.record)
-        self._belongings = Belongings(target, node, workloads, self._report)
+        self._belongings = Belongings(target, node, self._report)
         self._coordinators = Coordinators(
             self.record,
             target,
@@ -298,6 +296,8 @@ class Outgoing:
         if attempt.is_left:
             self._is_left = True
             return
+        if attempt.phase is Phase.ROLLED_BACK:
+            self._belongings.stay()
         self._report.over()
         if attempt.phase not in (None, Phase.PREFLIGHT):
             with contextlib.suppress(OSError, PhaulError):

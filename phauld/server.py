@@ -38,6 +38,7 @@ from phauld.node_service import NodeService
 from phauld.notify import Notifier
 from phauld.observer import Observers
 from phauld.remote_service import RemoteService
+from phauld.restarts import Restarts
 from phauld.sync_records import SyncRecords
 from phauld.workloads import Workloads
 
@@ -154,6 +155,8 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     await server.start()
     _give_socket(config)
     await migrations.recover()
+    restarts = Restarts(workloads, journal)
+    await restarts.start()
     if web is not None:
         web.health = "serving"
     notifier.ready(status())
@@ -166,6 +169,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     if web is not None:
         web.health = "stopping"
     await checks.enter_graceful_shutdown()
+    await restarts.close()
     async with asyncio.timeout(DRAIN_SECONDS):
         await migrations.close()
         await remote.close()

@@ -31,6 +31,7 @@ PF_EXITING = 4  # include/linux/sched.h
 LOOKS = 20
 LOOK_SECONDS = 0.05
 RETRY_SECONDS = 0.2
+NOT_STARTED = 127  # as a shell's exit code for a command that there is not
 
 
 def write_json(directory: str, name: str, content: dict[str, object]) -> None:
@@ -171,10 +172,23 @@ def run(directory: str, ready_fd: int) -> None:
         answer: dict[str, object] = {"pid": root}
     except OSError as exc:
         answer = {"error": exc.strerror or str(exc)}
-    with os.fdopen(ready_fd, "w") as pipe:
-        json.dump(answer, pipe)
+        say_not_started(directory)
+    with open(ready_fd, "wb", buffering=0) as pipe:
+        try:  # noqa: SIM105 - contextlib is not worth its import
+            pipe.write(json.dumps(answer).encode())
+        except OSError:
+            pass  # phauld was killed meanwhile; the next one reads the files
     if "pid" in answer:
         reap_until_empty(directory, root)
+
+
+def say_not_started(directory: str) -> None:
+    """Write down that nothing runs. If not even that can be written, phauld says so when it hears of it."""
+    ending = {"outcome": "exited", "exit_code": NOT_STARTED, "signal": None, "at": time.time()}
+    try:  # noqa: SIM105 - contextlib is not worth its import
+        write_json(directory, "exit.json", ending)
+    except OSError:
+        pass
 
 
 def descendants(roots: list[int]) -> list[int]:

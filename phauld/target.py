@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from phaul.v1 import migrations_pb2, node_pb2, types_pb2
+from phaul.v1 import migrations_pb2, node_pb2, remote_pb2, types_pb2
 from phaul_client.containers.inspect import Found, container_of, find_container, is_to_its_monitor, with_log
 from phaul_client.containers.runtimes import parse_container
 from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_client.tree import identity
-from phauld import convert
-from phauld.workloads import Workload, Workloads
+from phauld import convert, custody
+from phauld.restart_policy import NEVER
+from phauld.workload_records import Workload
+from phauld.workloads import Workloads
 
 #: Problems of a process that are none of a container's: phaul sees to them.
 DONE_FOR_CONTAINERS: Final = ("mount-namespace",)
@@ -53,7 +55,7 @@ class Target:
     def spec(self) -> types_pb2.WorkloadSpec | None:
         """How it was started, as far as phaul knows."""
         if self.workload is not None:
-            return convert.workload_message(self.workload.spec)
+            return convert.workload_message(custody.carried(self.workload)[0])
         if self.container is None:
             return None
         found = self.container
@@ -63,6 +65,21 @@ class Target:
             log_path=str(found.log.path) if found.log is not None else "",
             own_pid_namespace=True,
         )
+
+    @property
+    def restarts(self) -> remote_pb2.RestartCount | None:
+        """How often it was started again."""
+        return convert.restart_count(custody.carried(self.workload)[1]) if self.workload is not None else None
+
+    @property
+    def is_restarted(self) -> bool:
+        """Whether it is a workload that is started again when it has ended."""
+        return self.workload is not None and self.workload.spec.restart != NEVER
+
+    def leaves(self, migration_id: str) -> None:
+        """From now on nobody else may start it here. Raises `PhaulError` if it has ended, `OSError`."""
+        if self.workload is not None:
+            custody.leaves(self.workload, migration_id)
 
     def weigh(self, problems: Iterable[types_pb2.Problem]) -> list[types_pb2.Problem]:
         """What of the problems of its processes is one for it, too. A container's are fewer, and some weigh more."""

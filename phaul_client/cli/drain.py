@@ -29,6 +29,8 @@ from phaul_client.cli.visible import visible
 
 DEFAULT_JOBS: Final = 2
 BUSY_SECONDS: Final = 0.5
+RESTARTS: Final = 3  #: how often a workload may end before it has moved
+_LEAVE: Final = (node_pb2.WORKLOAD_STATE_RUNNING, node_pb2.WORKLOAD_STATE_RESTARTING)
 #: The process runs on here, so that another destination may be asked.
 _MAY_TRY_AGAIN: Final = (Outcome.REFUSED, Outcome.ROLLED_BACK)
 
@@ -66,8 +68,8 @@ async def drain(
     """Move all workloads of a node to other nodes.
 
     NODE is the phauld to empty, by default the one of --daemon. What does not move stays, is named, and does not keep
-    the others. Workloads that come meanwhile move as well. Ctrl-C begins no more and waits for those under way; a
-    second one leaves them to phauld.
+    the others. Workloads that come meanwhile move as well, and one that is about to be restarted moves once it runs.
+    Ctrl-C begins no more and waits for those under way; a second one leaves them to phauld.
 
     With --json: a line {"event": "report", …} for each end of a migration, and at last {"event": "drained", "moved",
     "failed", …}. Exit code: 0 if all have moved; that of the failures if it is the same for all; otherwise 1.
@@ -108,23 +110,47 @@ class Drain:
                         group.create_task(self._worker())
 
     async def _names(self) -> list[str]:
-        request = node_pb2.ListWorkloadsRequest(states=[node_pb2.WORKLOAD_STATE_RUNNING])
+        request = node_pb2.ListWorkloadsRequest(states=_LEAVE)
         listed = await self._daemon.node.ListWorkloads(request, timeout=CALL_SECONDS)
         return [each.name for each in listed.workloads if each.name not in self.ended]
 
     async def _worker(self) -> None:
         while self._waiting and not self._stopped:
             name = self._waiting.popleft()
-            tried: list[str] = []
-            while (destination := self._spread.take(tried)) is not None and not self._stopped:
-                tried.append(destination)
-                migration = await self._move(name, destination)
-                outcome = outcome_of(migration)
-                self._spread.ended(destination, moved=outcome is Outcome.MOVED)
-                self.ended[name] = migration
-                self._show(name, migration)
-                if outcome not in _MAY_TRY_AGAIN:
+            for _ in range(RESTARTS):
+                if not await self._until_it_runs(name):
+                    self._waiting.appendleft(name)
                     break
+                await self._offer(name)
+                if not await self._waits(name):  # else it ended under way, and runs again before long
+                    break
+
+    async def _offer(self, name: str) -> None:
+        """To one destination after the other, until one has taken it."""
+        tried: list[str] = []
+        while (destination := self._spread.take(tried)) is not None and not self._stopped:
+            tried.append(destination)
+            migration = await self._move(name, destination)
+            outcome = outcome_of(migration)
+            self._spread.ended(destination, moved=outcome is Outcome.MOVED)
+            self.ended[name] = migration
+            self._show(name, migration)
+            if outcome not in _MAY_TRY_AGAIN:
+                break
+
+    async def _until_it_runs(self, name: str) -> bool:
+        """`False` if we are to begin nothing more."""
+        while not self._stopped:
+            if not await self._waits(name):
+                return True
+            await asyncio.sleep(BUSY_SECONDS)
+        return False
+
+    async def _waits(self, name: str) -> bool:
+        """Whether it is about to be restarted, or for another reason has no process yet."""
+        request = node_pb2.ListWorkloadsRequest(states=_LEAVE)
+        listed = await self._daemon.node.ListWorkloads(request, timeout=CALL_SECONDS)
+        return any(each.name == name and not each.pid for each in listed.workloads)
 
     async def _move(self, name: str, destination: str) -> Migration:
         request = migrations_pb2.StartMigrationRequest(workload=name, destination=destination, options=self._options)

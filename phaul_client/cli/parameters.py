@@ -10,7 +10,8 @@ from typing import Any, Final, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from phaul.v1 import node_pb2
+from phaul.v1 import node_pb2, types_pb2
+from phaul.v1.types_pb2 import RestartPolicy
 from phaul_client.cli.connection import parse_daemon, parse_host_port
 from phaul_client.cli.session import Session
 from phaul_client.cli.units import parse_duration, parse_rate
@@ -21,6 +22,11 @@ from phaul_client.rsync import parse_directory
 COMPLETION_SECONDS: Final = 0.5
 MAX_PID: Final = 2**22
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_RESTART_MODES: Final = {
+    "no": types_pb2.RESTART_MODE_NO,
+    "on-failure": types_pb2.RESTART_MODE_ON_FAILURE,
+    "always": types_pb2.RESTART_MODE_ALWAYS,
+}
 _Value = TypeVar("_Value")
 
 
@@ -67,6 +73,16 @@ def parse_limit(text: str) -> tuple[str, int]:
     if not name or not (value.isascii() and value.isdigit()) or int(value) >= 2**64:
         raise ValueError(f"{text!r} is not NAME=N, such as nofile=1024 or core=unlimited")
     return name.lower(), int(value)
+
+
+def parse_restart(text: str) -> RestartPolicy:
+    """no, on-failure, on-failure:N, always. Raises `ValueError`."""
+    word, colon, number = text.partition(":")
+    mode = _RESTART_MODES.get(word)
+    is_number = number.isascii() and number.isdigit() and 0 < int(number) < 2**32
+    if mode is None or (colon and not (is_number and word == "on-failure")):
+        raise ValueError(f"{text!r} is none of no, on-failure, on-failure:N, always")
+    return RestartPolicy(mode=mode, max_restarts=int(number or 0))
 
 
 def parse_signal(text: str) -> int:
@@ -125,6 +141,7 @@ HOOK: Final = Parsed("PATH|grpc:TARGET", parse_hook_text)
 DIRECTORY: Final = Parsed("DIR", parse_sync_directory)
 VARIABLE: Final = Parsed("NAME=VALUE", parse_variable)
 LIMIT: Final = Parsed("NAME=N", parse_limit)
+RESTART: Final = Parsed("WHEN", parse_restart)
 SIGNAL: Final = Parsed("SIGNAL", parse_signal)
 TARGET: Final = Parsed("PID|NAME", parse_target)
 

@@ -73,6 +73,8 @@ def workload_state(workload: node_pb2.Workload) -> str:
         return f"{word} ({ending(workload.exit_status)})"
     if workload.state == node_pb2.WORKLOAD_STATE_MOVED and workload.moved_to:
         return f"moved to {workload.moved_to}"
+    if workload.state == node_pb2.WORKLOAD_STATE_RESTARTING:
+        return f"{word} ({ending(workload.exit_status)})" if workload.HasField("exit_status") else word
     return word
 
 
@@ -84,18 +86,22 @@ def ending(status: node_pb2.ExitStatus) -> str:
 
 
 def workload_table(workloads: Iterable[node_pb2.Workload], now_seconds: float) -> str:
-    """`phaul ps`. `now_seconds` since the epoch."""
+    """`phaul ps`. `now_seconds` since the epoch. How often they were restarted is told where that may happen."""
+    shown = list(workloads)
+    counted = any(each.restarts or each.spec.HasField("restart") for each in shown)
     rows = [
         (
             each.name,
             str(each.pid) if each.pid else "-",
             workload_state(each),
             format_age(now_seconds - each.started_at.seconds) if each.started_at.seconds else "-",
+            *([str(each.restarts)] if counted else []),
             shorten(" ".join(shlex.join(each.spec.argv).split()), COMMAND_WIDTH),  # a program in an argument has lines
         )
-        for each in workloads
+        for each in shown
     ]
-    return table(("NAME", "PID", "STATE", "SINCE", "COMMAND"), rows)
+    restarts = ("RESTARTS",) if counted else ()
+    return table(("NAME", "PID", "STATE", "SINCE", *restarts, "COMMAND"), rows)
 
 
 # Migrations

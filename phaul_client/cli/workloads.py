@@ -13,7 +13,7 @@ import grpc
 
 from phaul.v1 import node_pb2
 from phaul.v1.node_pb2 import Workload
-from phaul.v1.types_pb2 import WorkloadSpec
+from phaul.v1.types_pb2 import RestartPolicy, WorkloadSpec
 from phaul_client.cli import parameters, render
 from phaul_client.cli.connection import CALL_SECONDS, LONG_CALL_SECONDS, Daemon, persistently, translate
 from phaul_client.cli.json_output import to_json, to_line
@@ -26,7 +26,11 @@ from phaul_client.cli.visible import visible
 PASSED_ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME")
 NAME_LENGTH: Final = 63
 ATTEMPTS: Final = 5
-_RUNNING: Final = (node_pb2.WORKLOAD_STATE_RUNNING, node_pb2.WORKLOAD_STATE_FROZEN)
+_RUNNING: Final = (
+    node_pb2.WORKLOAD_STATE_RUNNING,
+    node_pb2.WORKLOAD_STATE_FROZEN,
+    node_pb2.WORKLOAD_STATE_RESTARTING,
+)
 
 
 def free_name(program: str, taken: Container[str]) -> str:
@@ -48,6 +52,7 @@ def build_spec(
     ipc_namespace: bool = True,
     user: str = "",
     limits: tuple[tuple[str, int], ...] = (),
+    restart: RestartPolicy | None = None,
 ) -> WorkloadSpec:
     """What to run. A program by relative path is meant from here, wherever it will run."""
     program = argv[0]
@@ -63,6 +68,7 @@ def build_spec(
         own_ipc_namespace=ipc_namespace,
         user=user,
         limits=dict(limits),
+        restart=restart,
     )
 
 
@@ -70,6 +76,8 @@ def build_spec(
     "run",
     "phaul run -- redis-server --port 7000",
     "phaul run --name web --env PORT=8080 --cwd /srv/web -- python3 server.py",
+    "phaul run --restart always -- nginx -g 'daemon off;'     started again whenever it ends, until phaul stop",
+    "phaul run --restart on-failure:5 --limit nofile=4096 -- ./worker",
     interspersed=False,
 )
 @click.option("--name", metavar="NAME", help="Its name on this node; default: the program's, with a number if taken.")
@@ -91,6 +99,13 @@ def build_spec(
     type=parameters.LIMIT,
     help="A resource limit, soft and hard: nofile=1024, core=unlimited; may be repeated. It moves along.",
 )
+@click.option(
+    "--restart",
+    metavar="WHEN",
+    type=parameters.RESTART,
+    help="Start it again when it has ended: no (the default), on-failure, on-failure:N (N times in all), always. After "
+    "100 ms, and twice as long each time, up to a minute; from the beginning after 10 s of running. It moves along.",
+)
 @click.option("--cwd", metavar="DIR", help="Its working directory, which the destination needs too; default /.")
 @click.option("--no-pid-namespace", is_flag=True, help="Share this node's PIDs, which may be taken at the destination.")
 @click.option(
@@ -110,6 +125,7 @@ async def run(
     ipc: str,
     user: str,
     limits: tuple[tuple[str, int], ...],
+    restart: RestartPolicy | None,
     argv: tuple[str, ...],
 ) -> None:
     """Start a program so that it can be moved.
@@ -126,6 +142,7 @@ async def run(
         ipc_namespace=ipc == "private",
         user=user,
         limits=limits,
+        restart=restart,
     )
     async with session.connect() as daemon:
         workload = await (_start(daemon, spec) if name else _start_under_free_name(daemon, spec))
@@ -165,7 +182,7 @@ async def ps(session: Session, every: bool) -> None:
 @command("wait", "phaul wait redis-server; echo $?")
 @parameters.name_argument
 async def wait(session: Session, name: str) -> int:
-    """Wait for a workload's end.
+    """Wait for a workload's end; one after which it is started again is none.
 
     Exits with its exit status, or 128 + N after signal N. If it moved away, says where to, and exits with 1.
     """
@@ -193,7 +210,8 @@ async def wait(session: Session, name: str) -> int:
 async def stop(session: Session, name: str, number: int, grace: float) -> None:
     """Stop a workload.
 
-    It is asked with a signal; if it has not ended in time, its whole tree is killed."""
+    It is asked with a signal; if it has not ended in time, its whole tree is killed. It is not started again, whatever
+    `phaul run --restart` said."""
     request = node_pb2.StopWorkloadRequest(name=name, signal=number, grace=to_duration(grace))
     async with session.connect() as daemon:
         workload = (await daemon.node.StopWorkload(request, timeout=grace + LONG_CALL_SECONDS)).workload

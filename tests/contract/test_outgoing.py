@@ -22,7 +22,6 @@ from phauld.journal import Journal
 from phauld.node import Node
 from phauld.outgoing import Outgoing
 from phauld.target import Target
-from phauld.workloads import Workloads
 from tests.nodes import until
 
 NOBODY = "127.0.0.1:1"
@@ -51,7 +50,6 @@ class Bench:
             NOBODY,
             types_pb2.Options(),
             node=node,
-            workloads=Workloads(directory / "workloads", directory / "logs"),
             directory=directory / "out-move",
             journal=journal.outgoing("move"),
             costs=CostBook(),

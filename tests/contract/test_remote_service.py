@@ -29,7 +29,9 @@ from phauld.interceptor import ErrorInterceptor
 from phauld.journal import IncomingEntry, Journal
 from phauld.node import Node
 from phauld.remote_service import RemoteService
-from phauld.workloads import RestoreSlot, Workloads, WorkloadSpec
+from phauld.restore_slot import RestoreSlot
+from phauld.workload_spec import WorkloadSpec
+from phauld.workloads import Workloads
 from tests.node.criu_victims import no_leaks
 from tests.nodes import until
 

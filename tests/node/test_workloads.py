@@ -18,8 +18,11 @@ import pytest
 from phaul_client.errors import InvalidRequest, PhaulError, WorkloadExists, WorkloadNotFound
 from phaul_criu.install import find_binary
 from phaul_criu.swrk import Swrk
+from phauld import restore_slot, workload_records
 from phauld import workloads as module
-from phauld.workloads import Workload, Workloads, WorkloadSpec
+from phauld.workload_records import Workload
+from phauld.workload_spec import WorkloadSpec
+from phauld.workloads import Workloads
 from tests.node.criu_victims import alive, no_leaks
 from tests.nodes import ROOT, children, until
 
@@ -58,7 +61,7 @@ OWN_OR_NOT = pytest.mark.parametrize("own", [True, False], ids=["own PID namespa
 @OWN_OR_NOT
 async def test_the_exit_code_is_written_down(workloads: Workloads, own: bool) -> None:
     started = await workloads.run(spec(workloads, "sh", "-c", "echo hello; exit 3", new_pid_namespace=own))
-    assert started.state in ("running", "starting", "exited")
+    assert started.state in ("running", "starting", "ending", "exited")
     ended = await workloads.wait("web")
     assert (ended.state, ended.exit_code, ended.signal, ended.pid) == ("exited", 3, None, None)
     assert log_of(ended) == "hello\n"
@@ -118,6 +121,30 @@ async def test_the_signal_is_written_down(workloads: Workloads) -> None:
     workloads.send_signal("web", signal.SIGTERM)
     ended = await workloads.wait("web")
     assert (ended.state, ended.exit_code, ended.signal) == ("exited", None, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("ended", ["before", "by the signal"])
+async def test_what_has_just_ended_is_ending_and_is_stopped_when_its_shim_has_said_so(
+    workloads: Workloads, ended: str
+) -> None:
+    started = await workloads.run(spec(workloads, "sleep", "100", new_pid_namespace=False))
+    assert started.pid is not None
+    os.kill(shim_of(started), signal.SIGSTOP)
+    if ended == "before":
+        os.kill(started.pid, signal.SIGINT)
+        await until(lambda: workloads.get("web").state == "ending")
+        with pytest.raises(InvalidRequest, match="it is ending"):
+            workloads.send_signal("web", signal.SIGTERM)
+        with pytest.raises(WorkloadExists):
+            await workloads.run(spec(workloads, "true"))
+    stopping = asyncio.create_task(workloads.stop("web", signal.SIGINT, 0))
+    await until(lambda: workloads.get("web").state == "ending")
+    await asyncio.sleep(0.1)
+    assert not stopping.done()
+    os.kill(shim_of(started), signal.SIGCONT)
+    stopped = await stopping
+    assert (stopped.state, stopped.signal) == ("exited", signal.SIGINT)
+    assert (await workloads.stop("web", signal.SIGTERM, 0)) == stopped
 
 
 async def test_killing_the_root_of_a_namespace_ends_the_whole_tree(workloads: Workloads) -> None:
@@ -258,7 +285,8 @@ async def test_a_shim_that_is_killed_takes_the_exit_status_with_it_but_not_the_t
 DAEMON = """
 import asyncio, sys
 from pathlib import Path
-from phauld.workloads import Workloads, WorkloadSpec
+from phauld.workload_spec import WorkloadSpec
+from phauld.workloads import Workloads
 async def main():
     workloads = Workloads(Path(sys.argv[1], "records"), Path(sys.argv[1], "log"))
     spec = WorkloadSpec(name="web", argv=("sh", "-c", "sleep 0.5; exit 9"), log_path=workloads.log_path("web"))
@@ -303,7 +331,7 @@ async def test_a_record_that_no_shim_ever_took_up_does_not_block_its_name(
     workloads: Workloads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """phauld was killed between the record and the shim."""
-    directory = workloads._make_record(spec(workloads, "sleep", "100"))
+    directory = workloads.records.make(spec(workloads, "sleep", "100"))
     assert workloads.get("web").state == "starting"
     record = json.loads((directory / "record.json").read_text())
     (directory / "record.json").write_text(json.dumps({**record, "created_at": time.time() - 60}))
@@ -316,7 +344,7 @@ async def test_a_record_that_no_shim_ever_took_up_does_not_block_its_name(
 async def test_an_end_between_two_looks_is_not_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exit record is written after it was looked for, and the shim is gone when that is looked at."""
     await killed_daemon(tmp_path)
-    read = module._read_json
+    read = workload_records.read_json
 
     def slowly(path: Path) -> dict[str, Any] | None:
         content = read(path)
@@ -324,7 +352,7 @@ async def test_an_end_between_two_looks_is_not_a_loss(tmp_path: Path, monkeypatc
             time.sleep(1)
         return content
 
-    monkeypatch.setattr(module, "_read_json", slowly)
+    monkeypatch.setattr(workload_records, "read_json", slowly)
     found = Workloads(tmp_path / "records", tmp_path / "log").get("web")
     assert (found.state, found.exit_code) == ("exited", 9)
 
@@ -373,7 +401,7 @@ async def test_a_slot_has_a_criu_that_answers(workloads: Workloads, tmp_path: Pa
 async def test_a_slot_whose_criu_hangs_is_killed(
     workloads: Workloads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EXIT_RECORD_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(restore_slot, "EXIT_RECORD_TIMEOUT_SECONDS", 0.2)
     deaf = tmp_path / "criu"
     deaf.write_text("#!/bin/sh\nsleep 100\n")
     deaf.chmod(0o755)

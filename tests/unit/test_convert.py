@@ -14,7 +14,7 @@ from phaul_client.errors import InvalidRequest, PeerRefused
 from phaul_client.policy import DowntimePolicy, Finish, Iterate, IterStats, Limits
 from phauld import convert, session
 from phauld.migrations_service import with_port
-from phauld.workloads import WorkloadSpec
+from phauld.workload_spec import WorkloadSpec
 
 
 @given(st.floats(0, 1e9))

@@ -26,7 +26,14 @@ def there(*features: str, lazy_pages: bool = True) -> types_pb2.NodeInfo:
 
 
 def asked(mode: Mode = Mode.AUTO, *, compression: Compression | None = None) -> Asked:
-    return Asked(wish=Wish(mode=mode), checksum=None, compression=compression, has_sync=False, is_podmans=False)
+    return Asked(
+        wish=Wish(mode=mode),
+        checksum=None,
+        compression=compression,
+        has_sync=False,
+        is_podmans=False,
+        is_restarted=False,
+    )
 
 
 @pytest.mark.parametrize(

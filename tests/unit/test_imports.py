@@ -57,8 +57,10 @@ PURE: Final = frozenset(
         "phauld.costs",
         "phauld.decision",
         "phauld.errors",
+        "phauld.restart_policy",
         "phauld.seldom",
         "phauld.session",
+        "phauld.workload_spec",
     }
 )
 
