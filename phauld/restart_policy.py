@@ -136,6 +136,9 @@ class Verdict:
     attempts: Attempts = NO_ATTEMPTS
 
 
+UNDECIDED: Final = Verdict(act=Act.WAIT)
+
+
 def decide(restart: Restart, attempts: Attempts, standing: Standing, ending: Ending, ran_seconds: float) -> Verdict:
     """What becomes of a workload that ran for so long."""
     act = STANDINGS[standing] or ENDED[restart.when, ending]
