@@ -22,7 +22,7 @@ from phauld.options import parse_options, restore_options
 from phauld.page_stream import PipeTerms
 from phauld.placement import Promise
 from phauld.podman_place import place_of
-from phauld.workloads import WorkloadSpec
+from phauld.workload_spec import WorkloadSpec
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class Admission:
             pipe=self._pipe_terms(request),
             sync=options.sync,
             sync_overwrite=options.sync_overwrite,
+            attempts=convert.attempts(request.restarts),
         )
         logger.info("images migration_id=%s place=%s reason=%r", request.migration_id, place.directory, place.reason)
         return incoming, place.directory

@@ -29,7 +29,19 @@ from typing import Any, Final, Literal
 from phaul_client.errors import WorkloadExists, WorkloadNotFound
 from phaul_client.tree import is_alive
 from phauld import shim
-from phauld.restart_policy import NEVER, NO_ATTEMPTS, Act, Attempts, Ending, Restart, Standing, Verdict, When, decide
+from phauld.restart_policy import (
+    NEVER,
+    NO_ATTEMPTS,
+    UNDECIDED,
+    Act,
+    Attempts,
+    Ending,
+    Restart,
+    Standing,
+    Verdict,
+    When,
+    decide,
+)
 from phauld.workload_spec import WorkloadSpec
 
 START_TIMEOUT_SECONDS: Final = 10.0
@@ -49,7 +61,7 @@ class Workload:
     state: State
     pid: int | None  #: root of the tree, while it runs
     created_at: float  #: seconds since the epoch
-    verdict: Verdict  #: what becomes of it
+    verdict: Verdict = UNDECIDED  #: what becomes of it
     exit_code: int | None = None
     signal: int | None = None
     ended_at: float | None = None  #: seconds since the epoch, if it is known

@@ -22,7 +22,8 @@ from phauld.options import parse_options
 from phauld.report import Report
 from phauld.sync_records import State, SyncRecords
 from phauld.target import Target
-from phauld.workloads import Workload, Workloads, WorkloadSpec
+from phauld.workload_records import Workload
+from phauld.workload_spec import WorkloadSpec
 
 NOTHING: Any = None
 OPTIONS = parse_options(types_pb2.Options())
@@ -43,8 +44,7 @@ def belongings(directory: Path, workload: Workload | None = None) -> tuple[Belon
     )
     target = Target(pid=42, identity=None, process_name="count", workload=workload)
     report = Report(migrations_pb2.Migration(migration_id="m1", destination_address="b:1"), NOBODY)
-    workloads = Workloads(directory / "workloads", directory / "logs")
-    return Belongings(target, node, workloads, report), report, node
+    return Belongings(target, node, report), report, node
 
 
 def coordinator(phase: Phase) -> Coordinator:
@@ -92,3 +92,17 @@ async def test_nothing_is_told_of_files_that_there_are_not(tmp_path: Path) -> No
     async with kept.telling():
         await asyncio.sleep(0)
         assert report.record.status_text == ""
+
+
+def test_what_stays_is_given_back_by_the_migration_that_took_it(tmp_path: Path) -> None:
+    here = Workload(
+        directory=tmp_path, spec=WorkloadSpec(name="counter", argv=("count",)), state="running", pid=42, created_at=0.0
+    )
+    kept, _, _ = belongings(tmp_path / "node", here)
+    leaving = tmp_path / "leaving.json"
+    leaving.write_text('{"migration_id": "another"}')
+    kept.stay()
+    assert leaving.exists()
+    leaving.write_text('{"migration_id": "m1"}')
+    kept.stay()
+    assert not leaving.exists()

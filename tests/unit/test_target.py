@@ -15,7 +15,9 @@ from phaul_client.containers.podman import PodmanFacts
 from phaul_client.containers.runtimes import RUNTIMES, ContainerName, Init
 from phaul_client.errors import InvalidRequest, PhaulError
 from phauld.target import Target, find_target
-from phauld.workloads import Workload, Workloads, WorkloadSpec
+from phauld.workload_records import Workload
+from phauld.workload_spec import WorkloadSpec
+from phauld.workloads import Workloads
 
 PODMAN = PodmanFacts(
     id="4711",
