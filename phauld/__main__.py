@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sync-roots", metavar="DIR[:DIR]", help="what --sync of other nodes may write here (default: nothing)")
     add("--max-incoming", metavar="N", help="incoming migrations at a time (16)")
     add("--max-outgoing", metavar="N", help="outgoing migrations at a time (16)")
+    add("--journal-keep", metavar="N", help="finished migrations that the journal keeps, of each direction (1000)")
     return parser
 
 

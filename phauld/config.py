@@ -68,6 +68,7 @@ class Config:
     sync_roots: tuple[Path, ...] = ()  #: what `--sync` of other nodes may write here: these directories, and below
     max_incoming: int = 16  #: incoming migrations at a time
     max_outgoing: int = 16  #: outgoing migrations at a time
+    journal_keep: int = 1000  #: finished migrations that the journal keeps, of each direction
 
     def __post_init__(self) -> None:
         host, _ = self.address
@@ -93,7 +94,7 @@ class Config:
             raise BadSetting(
                 "hook_seconds", f"{self.hook_seconds:g} is above {MAX_HOOK_SECONDS:g}: a node waits for it"
             )
-        for name in ("lease_seconds", "hook_seconds", "max_incoming", "max_outgoing"):
+        for name in ("lease_seconds", "hook_seconds", "max_incoming", "max_outgoing", "journal_keep"):
             if getattr(self, name) <= 0:
                 raise BadSetting(name, f"{getattr(self, name)} is not above 0")
 

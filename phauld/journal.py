@@ -8,13 +8,10 @@ Every write is a single statement, so it is there as a whole or not at all. See 
 """
 
 import asyncio
-import errno
 import json
 import logging
-import os
 import sqlite3
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -24,39 +21,16 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar
 from phaul_client import commit
 from phauld import session
 from phauld.errors import MigrationNotFound, PhaulError
+from phauld.journal_file import open_file, os_error, to_json
 
 logger = logging.getLogger(__name__)
 
-APPLICATION_ID: Final = 0x70686175  # "phau", in the file's header: no other program's file is taken for a journal
-
 INLINE_SECONDS = 0.01  # for so long the event loop stands still for a write; a slower disk does not stop it
 
-#: what makes each schema version out of the one before, from nothing to version 1 on; never edited, only added to
-MIGRATIONS: Final = (
-    """
-    CREATE TABLE node (node_id TEXT NOT NULL);
-    CREATE TABLE outgoing (
-        sequence INTEGER PRIMARY KEY,
-        migration_id TEXT NOT NULL UNIQUE,
-        phase TEXT NOT NULL,
-        created_at REAL NOT NULL,
-        updated_at REAL NOT NULL,
-        detail TEXT NOT NULL,
-        report TEXT
-    );
-    CREATE TABLE incoming (
-        sequence INTEGER PRIMARY KEY,
-        migration_id TEXT NOT NULL UNIQUE,
-        phase TEXT NOT NULL,
-        source_node_id TEXT NOT NULL,
-        cleaned INTEGER NOT NULL DEFAULT 0,
-        created_at REAL NOT NULL,
-        updated_at REAL NOT NULL,
-        detail TEXT NOT NULL,
-        failure TEXT
-    );
-    """,
-)
+
+def _quoted(phases: frozenset[commit.Phase] | frozenset[session.Phase]) -> str:
+    return ", ".join(f"'{phase}'" for phase in sorted(phases))
+
 
 _RECORD_OUTGOING: Final = """
     INSERT INTO outgoing (migration_id, phase, created_at, updated_at, detail)
@@ -76,6 +50,28 @@ _CLEANED: Final = "UPDATE incoming SET cleaned = 1 WHERE migration_id = :migrati
 _OUTGOING: Final = "SELECT migration_id, phase, created_at, updated_at, detail, report FROM outgoing"
 _INCOMING: Final = """
     SELECT migration_id, phase, source_node_id, cleaned, created_at, updated_at, detail, failure FROM incoming
+"""
+
+#: What is left of the detail of a session: whose it is. Whatever is shorter than this is left as it is.
+ANSWER_CHARACTERS: Final = 400
+_DROP_OUTGOING: Final = f"""
+    DELETE FROM outgoing WHERE sequence IN (
+        SELECT sequence FROM outgoing WHERE phase IN ({_quoted(commit.FINAL)})
+        ORDER BY sequence DESC LIMIT :at_most OFFSET :keep
+    )
+"""
+_CUT_INCOMING: Final = f"""
+    UPDATE incoming
+    SET detail = json_patch('{{}}', json_object('owner', json_extract(detail, '$.owner'))), failure = NULL
+    WHERE sequence IN (
+        SELECT sequence FROM incoming WHERE sequence < (
+            SELECT sequence FROM incoming WHERE cleaned AND phase IN ({_quoted(session.FINAL)})
+            ORDER BY sequence DESC LIMIT 1 OFFSET :keep - 1
+        )
+        AND cleaned AND phase IN ({_quoted(session.FINAL)})
+        AND length(detail) + length(coalesce(failure, '')) > :answer
+        LIMIT :at_most
+    )
 """
 
 _Arguments = ParamSpec("_Arguments")
@@ -127,7 +123,7 @@ class _Record(Generic[_Phase]):
         Raises:
             TypeError, ValueError: a value cannot be written as JSON.
         """
-        self._noted |= json.loads(_json(detail))
+        self._noted |= json.loads(to_json(detail))
 
     async def record(self, phase: _Phase, **detail: object) -> None:
         """Write the phase, and what was noted. On return it survives a crash.
@@ -144,7 +140,7 @@ class _Record(Generic[_Phase]):
             "migration_id": self._migration_id,
             "phase": phase.value,
             "now": time.time(),
-            "detail": _json(self._noted),
+            "detail": to_json(self._noted),
         }
         await self._journal._write(self._record_sql, row)
 
@@ -169,7 +165,7 @@ class OutgoingRecord(_Record[commit.Phase]):
             OSError: it could not be written.
             TypeError, ValueError: it cannot be written as JSON.
         """
-        await self._journal._write(_REPORT, {"migration_id": self._migration_id, "report": _json(report)})
+        await self._journal._write(_REPORT, {"migration_id": self._migration_id, "report": to_json(report)})
 
 
 class IncomingRecord(_Record[session.Phase]):
@@ -184,7 +180,7 @@ class IncomingRecord(_Record[session.Phase]):
 
     def note_failure(self, failure: Mapping[str, object]) -> None:
         """Keep, for the next `record`, why it is aborted. Raises `TypeError` and `ValueError` as `note` does."""
-        self._failure = _json(failure)
+        self._failure = to_json(failure)
 
     async def cleaned(self) -> None:
         """Write that nothing of it is left to kill or to remove: a restarted phauld need not look again.
@@ -220,7 +216,7 @@ class Journal:
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         try:
-            return cls(thread, *await asyncio.wrap_future(thread.submit(_open, path)))
+            return cls(thread, *await asyncio.wrap_future(thread.submit(open_file, path)))
         except BaseException:
             thread.shutdown(wait=False)
             raise
@@ -248,7 +244,7 @@ class Journal:
         return _outgoing_entry(rows[0]) if rows else None
 
     async def get_incoming(self, migration_id: str) -> IncomingEntry | None:
-        """What is on record; `None` if nothing ever was: sessions are never dropped. Raises `OSError`."""
+        """What is on record; `None` if nothing ever was: the answer of a session is never dropped. Raises `OSError`."""
         rows = await self._run(self._select, f"{_INCOMING} WHERE migration_id = ?", (migration_id,))
         return _incoming_entry(rows[0]) if rows else None
 
@@ -269,6 +265,15 @@ class Journal:
         """
         where = f"WHERE NOT cleaned OR phase NOT IN ({_quoted(session.FINAL)})"
         return tuple(map(_incoming_entry, await self._run(self._select, f"{_INCOMING} {where} ORDER BY sequence DESC")))
+
+    async def drop_oldest(self, keep: int, at_most: int) -> int:
+        """Of what is over, keep the newest so many of each side as they are; see to some of the others, and how many.
+
+        A migration away from here is dropped. Of a session its answer stays, for good: a source that is in doubt may
+        ask after any time, and "never heard of it" would be a lie. What is open, in doubt or not cleaned is left alone.
+        Raises `OSError`.
+        """
+        return await self._run(self._drop_oldest, {"keep": keep, "at_most": at_most, "answer": ANSWER_CHARACTERS})
 
     async def _run(
         self, work: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
@@ -293,120 +298,21 @@ class Journal:
         except sqlite3.Error as exc:
             # Logged here as well: the caller may have been cancelled.
             logger.error("journal not written migration_id=%s error=%s", row["migration_id"], exc)
-            raise _os_error(exc) from exc
+            raise os_error(exc) from exc
         if not changed:
             raise MigrationNotFound(str(row["migration_id"]))
+
+    def _drop_oldest(self, values: Mapping[str, int]) -> int:
+        try:
+            return sum(self._connection.execute(each, values).rowcount for each in (_DROP_OUTGOING, _CUT_INCOMING))
+        except sqlite3.Error as exc:
+            raise os_error(exc) from exc
 
     def _select(self, query: str, values: tuple[str | int, ...] = ()) -> list[sqlite3.Row]:
         try:
             return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as exc:
-            raise _os_error(exc) from exc
-
-
-def _open(path: Path) -> tuple[sqlite3.Connection, str]:
-    try:
-        _create(path)
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", timeout=0, isolation_level=None, uri=True)
-        try:
-            return connection, _prepare(connection, path)
-        except BaseException:
-            connection.close()
-            raise
-    except (OSError, sqlite3.Error) as exc:
-        raise _cannot_open(path, exc) from exc
-    except UnicodeDecodeError as exc:  # of SQLite's own message about a schema that is damaged
-        raise _cannot_open(path, sqlite3.DatabaseError(str(exc))) from exc
-
-
-def _create(path: Path) -> None:
-    """Make the file with its mode; SQLite gives the same to its write-ahead log.
-
-    A file that exists is never opened here: closing any descriptor of it drops the locks that this process has on it.
-    """
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o600)
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> str:
-    """Lock it, check it, bring its schema up to date, and return the node id."""
-    connection.row_factory = sqlite3.Row
-    connection.create_function("merged", 2, _merged, deterministic=True)
-    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-    application_id, version = _value(connection, "PRAGMA application_id"), _value(connection, "PRAGMA user_version")
-    if application_id != APPLICATION_ID and _value(connection, "SELECT count(*) FROM sqlite_schema"):
-        raise PhaulError(f"{path} is not a journal of phauld's", remedy="choose another state_dir")
-    if version > len(MIGRATIONS):
-        raise PhaulError(
-            f"the journal {path} is of a newer phauld (schema {version}; this one knows {len(MIGRATIONS)})",
-            remedy="install the phauld that ran here last, or a newer one",
-        )
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA journal_mode = WAL")
-    for number, script in enumerate(MIGRATIONS[version:], version + 1):
-        new_node = f"INSERT INTO node VALUES ('{uuid.uuid4()}');" if number == 1 else ""
-        header = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
-        connection.executescript(f"BEGIN; {script} {new_node} {header} COMMIT")
-    # A write that changes nothing: a file system that has become read-only is found now, not inside a freeze.
-    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-    if (damage := _value(connection, "PRAGMA quick_check(1)")) != "ok":
-        raise sqlite3.DatabaseError(damage)
-    return str(_value(connection, "SELECT node_id FROM node"))
-
-
-def _merged(earlier: str, later: str) -> str:
-    return _json(json.loads(earlier) | json.loads(later))
-
-
-def _json(value: Mapping[str, object]) -> str:
-    return json.dumps(value, allow_nan=False)
-
-
-def _value(connection: sqlite3.Connection, query: str) -> Any:
-    row = connection.execute(query).fetchone()
-    if row is None:
-        raise sqlite3.DatabaseError(f"no answer to {query}")
-    return row[0]
-
-
-def _cannot_open(path: Path, error: OSError | sqlite3.Error) -> PhaulError:
-    match _sqlite_code(error):
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return PhaulError(
-                f"the journal {path} is held by another phauld",
-                remedy="one phauld for each state_dir: stop the other one, or give this one its own",
-            )
-        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR | None:
-            return PhaulError(
-                f"the journal {path} cannot be written: {error}",
-                remedy="state_dir must be a directory on a writable disk with free space, owned by phauld's user",
-            )
-        case _:
-            return PhaulError(
-                f"the journal {path} is damaged: {error}",
-                remedy="move it and its -wal file away: phauld starts as a new node with a new id, and every migration "
-                "that was in doubt with this node wants `phaul resolve`; never put an old copy in its place",
-            )
-
-
-def _sqlite_code(error: OSError | sqlite3.Error) -> int | None:
-    """SQLite's primary result code; `None` for an error of the system."""
-    if isinstance(error, OSError):
-        return None
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-    return code & 0xFF
-
-
-def _os_error(error: sqlite3.Error) -> OSError:
-    number = errno.ENOSPC if _sqlite_code(error) == sqlite3.SQLITE_FULL else errno.EIO
-    return OSError(number, f"journal: {error}")
-
-
-def _quoted(phases: frozenset[commit.Phase] | frozenset[session.Phase]) -> str:
-    return ", ".join(f"'{phase}'" for phase in sorted(phases))
+            raise os_error(exc) from exc
 
 
 def _outgoing_entry(row: sqlite3.Row) -> OutgoingEntry:

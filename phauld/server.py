@@ -39,6 +39,7 @@ from phauld.notify import Notifier
 from phauld.observer import Observers
 from phauld.remote_service import RemoteService
 from phauld.restarts import Restarts
+from phauld.retention import prune_regularly
 from phauld.sync_records import SyncRecords
 from phauld.workloads import Workloads
 
@@ -157,6 +158,8 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     await migrations.recover()
     restarts = Restarts(workloads, journal)
     await restarts.start()
+    pruning = asyncio.create_task(prune_regularly(journal, config.journal_keep), name="pruning")
+    stack.callback(pruning.cancel)
     if web is not None:
         web.health = "serving"
     notifier.ready(status())

@@ -16,7 +16,7 @@ What this half promises, and its journal keeps:
   abort, and a restarted phauld does: its held tree died with criu's connection, or is stuck for good and gets killed.
 - RUNNING and ABORTED are final and are in the journal before anybody is told. A call that comes again, late or twice,
   is answered with what was recorded; Abort leaves ABORTED even for an id that was never seen, so that a late
-  OpenSession cannot revive it; records are never dropped.
+  OpenSession cannot revive it; how a session ended is never dropped.
 - The lease ends with COMMITTING. Before, its end is an abort like any other, durable, so that a late Commit is answered
   "never ran" and the source runs on.
 - ABORTED out of COMMITTING is recorded *after* the kill. The tree may have been let go: so that "never will" is true,

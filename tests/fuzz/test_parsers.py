@@ -309,11 +309,11 @@ def test_recorded_failures(fuzzer: Fuzzer) -> None:
 
 def test_journal(fuzzer: Fuzzer) -> None:
     """A file that was damaged is refused, or read; nothing else."""
-    from phauld import journal
+    from phauld import journal_file
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "journal.sqlite"
-        connection, _ = journal._open(path)
+        connection, _ = journal_file.open_file(path)
         connection.execute(
             "INSERT INTO incoming (migration_id, phase, source_node_id, created_at, updated_at, detail)"
             " VALUES ('m', 'OPEN', 's', 1, 1, '{}')"
@@ -327,7 +327,7 @@ def test_journal(fuzzer: Fuzzer) -> None:
             place, data = change
             path.write_bytes(whole[:place] + data + whole[place + len(data) :])
             with contextlib.suppress(PhaulError, sqlite3.Error):
-                opened, _ = journal._open(path)
+                opened, _ = journal_file.open_file(path)
                 opened.close()
 
         changes = st.tuples(st.integers(0, len(whole)), st.binary(min_size=1, max_size=64))

@@ -23,7 +23,10 @@ import pytest
 from phaul_client.commit import Phase
 from phauld import session
 from phauld.errors import MigrationNotFound, PhaulError
-from phauld.journal import APPLICATION_ID, INLINE_SECONDS, MIGRATIONS, Journal
+from phauld.incoming import Incoming
+from phauld.journal import INLINE_SECONDS, Journal
+from phauld.journal_file import APPLICATION_ID, MIGRATIONS
+from phauld.retention import prune
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 ENVIRONMENT: Final = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
@@ -276,6 +279,82 @@ async def test_every_older_schema_is_brought_up_to_date(path: Path) -> None:
         await journal.outgoing("m1").record(Phase.OPENING)
         await journal.aclose()
         os.unlink(path)
+
+
+# What is over for long
+
+
+def kept(path: Path) -> tuple[list[str], list[str]]:
+    """The migrations on record, and the sessions of which more than the answer is."""
+    with sqlite3.connect(path) as connection:
+        outgoing = [row[0] for row in connection.execute("SELECT migration_id FROM outgoing ORDER BY sequence")]
+        whole = connection.execute("SELECT migration_id FROM incoming WHERE length(detail) > 400 ORDER BY sequence")
+        return outgoing, [row[0] for row in whole]
+
+
+async def test_what_is_over_for_long_is_dropped_and_how_a_session_ended_is_not(path: Path) -> None:
+    journal = await Journal.open(path)
+    for number in range(12):
+        last = (Phase.DONE, Phase.ROLLED_BACK)[number % 2]
+        await journal.outgoing(f"out-{number}").record(Phase.HELD if number == 3 else last, text="x" * 3000)
+        record = journal.incoming(f"in-{number}", "node-a")
+        record.note(owner="node-a.example", record="x" * 3000)
+        if number % 2:
+            record.note_failure({"message": "y" * 500})
+        ended = (session.Phase.RUNNING, session.Phase.ABORTED)[number % 2]
+        await record.record(session.Phase.PREPARED if number == 2 else ended)
+        if number != 4:
+            await record.cleaned()
+    assert await prune(journal, keep=5) == (11 - 5) + (10 - 5)
+    assert await prune(journal, keep=5) == 0
+    for number in range(12):
+        entry = await journal.get_incoming(f"in-{number}")
+        assert entry is not None
+        if number != 2:
+            assert entry.phase is (session.Phase.RUNNING, session.Phase.ABORTED)[number % 2]
+        assert (entry.detail["owner"], entry.source_node_id) == ("node-a.example", "node-a")
+    assert (await journal.get_outgoing("out-3")) is not None
+    await journal.incoming("in-0", "node-b").record(session.Phase.RUNNING)  # who asks again finds the same session
+    entry = await journal.get_incoming("in-0")
+    assert entry is not None
+    assert entry.source_node_id == "node-a"
+    assert [each.migration_id for each in await journal.unfinished_incoming()] == ["in-4", "in-2"]
+    await journal.aclose()
+    newest = [7, 8, 9, 10, 11]
+    assert kept(path) == (
+        ["out-3", *(f"out-{number}" for number in newest)],
+        ["in-2", "in-4", *(f"in-{number}" for number in newest)],
+    )
+
+
+async def test_a_journal_that_is_pruned_does_not_grow(path: Path) -> None:
+    journal = await Journal.open(path)
+    sizes: list[int] = []
+    for batch in range(4):
+        for number in range(200):
+            await journal.outgoing(f"{batch}-{number}").record(Phase.DONE, text="x" * 3000)
+        await prune(journal, keep=100)
+        sizes.append(os.path.getsize(path))  # noqa: ASYNC240 (it is not opened)
+    await journal.aclose()
+    assert sizes[-1] <= sizes[1] * 1.1
+
+
+async def test_a_session_of_which_the_answer_is_left_answers(path: Path) -> None:
+    journal = await Journal.open(path)
+    record = journal.incoming("m1", "node-a")
+    record.note(owner="node-a", record="x" * 3000, workload="web", carried=[])
+    await record.record(session.Phase.RUNNING)
+    await record.cleaned()
+    for number in range(2):
+        later = journal.incoming(f"later-{number}", "node-a")
+        await later.record(session.Phase.RUNNING, text="x" * 3000)
+        await later.cleaned()
+    assert await prune(journal, keep=2) == 1
+    entry = await journal.get_incoming("m1")
+    await journal.aclose()
+    assert entry is not None
+    known = Incoming.from_journal(entry)
+    assert (known.owner, known.source_node_id, entry.phase) == ("node-a", "node-a", session.Phase.RUNNING)
 
 
 # A disk that does not take it
