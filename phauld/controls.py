@@ -16,6 +16,7 @@ from phauld.options import parse_options
 from phauld.source_relay import SourceRelay
 
 _ROUNDS: Final = (Phase.PREFLIGHT, Phase.OPENING, Phase.ITERATING)
+_UNDECIDED: Final = (types_pb2.MODE_UNSPECIFIED, types_pb2.MODE_AUTO)
 _MAY_SWITCH: Final = (types_pb2.MODE_HYBRID, types_pb2.MODE_POST_COPY)
 
 
@@ -73,7 +74,9 @@ def check_update(wish: migrations_pb2.UpdateMigrationRequest, phase: Phase, reco
         raise PhaseError(phase, "UPDATE_MIGRATION")
     if goal_seconds < 0:
         raise InvalidRequest("downtime_goal is negative")
-    if wish.switch_to_post_copy and record.mode not in _MAY_SWITCH:
+    if wish.switch_to_post_copy and not record.mode and record.options.mode in _UNDECIDED:
+        raise PhaulError("its mode is not chosen yet", reason="WRONG_PHASE", remedy="ask again in a moment")
+    if wish.switch_to_post_copy and (record.mode or record.options.mode) not in _MAY_SWITCH:
         raise PhaulError(
             "it was not prepared for post-copy", reason="UNSUPPORTED", remedy="start it with --mode hybrid"
         )

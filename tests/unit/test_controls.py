@@ -54,6 +54,29 @@ def test_goal_and_switch_are_for_the_rounds_a_limit_is_for_ever(phase: Phase) ->
                 check_update(wish, phase, record())
 
 
+@pytest.mark.parametrize(
+    ("asked_for", "reason"),
+    [
+        (types_pb2.MODE_HYBRID, ""),
+        (types_pb2.MODE_POST_COPY, ""),
+        (types_pb2.MODE_PRE_COPY, "UNSUPPORTED"),
+        (types_pb2.MODE_AUTO, "WRONG_PHASE"),
+        (types_pb2.MODE_UNSPECIFIED, "WRONG_PHASE"),
+    ],
+)
+def test_a_switch_before_the_mode_is_chosen_goes_by_the_one_asked_for(
+    asked_for: types_pb2.Mode.ValueType, reason: str
+) -> None:
+    of = record(types_pb2.MODE_UNSPECIFIED)
+    of.options.mode = asked_for
+    try:
+        check_update(SWITCH, Phase.PREFLIGHT, of)
+    except PhaulError as exc:
+        assert exc.reason == reason
+    else:
+        assert reason == ""
+
+
 def test_what_is_over_is_over() -> None:
     over = record()
     over.finished_at.GetCurrentTime()
