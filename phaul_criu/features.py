@@ -91,8 +91,10 @@ _CAPABILITIES: Final = {
     "CAP_SETUID": 7,
     "CAP_SETPCAP": 8,
     "CAP_NET_ADMIN": 12,
+    "CAP_SYS_CHROOT": 18,
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
+    "CAP_SYS_TIME": 25,
 }
 _CAP_SYS_RESOURCE: Final = 24
 

@@ -30,8 +30,17 @@ def mask(*names: str) -> int:
     return sum(1 << NAMES.index(name) for name in names)
 
 
-#: Whatever the tree has: criu itself needs these when it gives tasks their users and capabilities back.
-TO_RESTORE: Final = mask("SETPCAP", "SETUID", "SETGID", "SYS_ADMIN", "SYS_PTRACE")
+#: Whatever the tree has: criu itself needs these when it gives tasks their users, capabilities and root back.
+_TO_RESTORE: Final = mask("SETPCAP", "SETUID", "SETGID", "SYS_ADMIN", "SYS_PTRACE", "SYS_CHROOT")
+#: From this version on also for what it sets at sockets of its own (seen with 4.2.1, and not with 4.1.1).
+_NET_ADMIN_CRIU: Final = 40200
+#: For the clocks of a time namespace.
+_TIME_NAMESPACE: Final = mask("SYS_TIME")
+
+
+def to_restore(criu_version: int) -> int:
+    """What criu itself needs at the destination."""
+    return _TO_RESTORE | (mask("NET_ADMIN") if criu_version >= _NET_ADMIN_CRIU else 0)
 
 
 def names_of(bits: int) -> Iterator[str]:
@@ -40,9 +49,11 @@ def names_of(bits: int) -> Iterator[str]:
 
 
 def needed(tree: TreeFacts) -> int:
-    """What all its tasks have together, those aside that are in a user namespace of their own."""
+    """What all its tasks have together, those aside that are in a user namespace of their own; and its clocks need."""
     users = tree.reader_namespaces.get("user")
-    bits = 0
+    root = tree.root
+    has_clocks = root is not None and root.namespaces.get("time") != tree.reader_namespaces.get("time")
+    bits = _TIME_NAMESPACE if has_clocks else 0
     for process in tree.processes:
         if users is None or process.namespaces.get("user", users) == users:
             bits |= process.capabilities

@@ -78,10 +78,12 @@ def _versions(source: NodeFacts, here: NodeFacts) -> Iterator[Problem]:
 def _capabilities(needs: Requirements, here: NodeFacts) -> Iterator[Problem]:
     if here.capabilities is None:
         return
-    for needed, whose in ((capabilities.TO_RESTORE, "criu needs"), (needs.capabilities, "the tree has")):
+    criu = capabilities.to_restore(here.criu_version)
+    own = needs.capabilities & ~criu
+    for needed, whose, or_else in ((criu, "criu needs", ""), (own, "the tree has or needs", ", or start it without")):
         if missing := " ".join(capabilities.names_of(needed & ~here.capabilities)):
-            message = f"{whose} what phauld of {here.name} lacks, and it would fail when nothing can be undone"
-            remedy = f"let phauld of {here.name} have it (CapabilityBoundingSet), or start the program without it"
+            message = f"{whose} what phauld of {here.name} lacks: it could not be restored there"
+            remedy = f"let phauld of {here.name} have it (CapabilityBoundingSet){or_else}"
             yield error("capabilities", missing, message, remedy)
 
 

@@ -17,7 +17,7 @@ async def test_refused_before_anything_froze(nodes: Nodes, tmp_path: Path) -> No
     await a.start_phauld()
     victim = await Victim.start(a, tmp_path)
     limited = tmp_path / "phauld"
-    for lacks, why in (("setpcap", "criu needs"), ("mknod", "the tree has")):
+    for lacks, why in (("setpcap", "criu needs"), ("sys_chroot", "criu needs"), ("mknod", "the tree has")):
         limits = f"--bounding-set -{lacks} --inh-caps -{lacks}"
         limited.write_text(f'#!/bin/sh\nexec setpriv {limits} "{b.programs}/phauld" "$@"\n')
         limited.chmod(0o755)
