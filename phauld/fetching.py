@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 from phaul_client.errors import PeerUnavailable
 from phaul_client.pipe import LinkTerms
-from phaul_client.postcopy import RelayGone, RelaySilent
+from phaul_client.serving import RelayGone, RelaySilent
 from phaul_client.tree import descendants
 from phaul_criu.errors import LazyPagesFailed
 from phaul_criu.pagemaps import lazy_pages

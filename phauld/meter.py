@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, NamedTuple
 
-from phaul_client.postcopy import Progress
 from phaul_client.remote import GrpcRemote
+from phaul_client.serving import Progress
 from phauld.node import bytes_acked
 from phauld.report import Report
 

@@ -23,8 +23,8 @@ from phaul_client.commit import Event, Phase
 from phaul_client.coordinator import Coordinator
 from phaul_client.errors import PeerError, PeerUnavailable, PhaulError, PreflightRefused
 from phaul_client.local import LAST_DUMP, CriuLocal, unlock_network
-from phaul_client.postcopy import criu_gone
 from phaul_client.remote import GrpcRemote
+from phaul_client.serving import criu_gone
 from phaul_client.status import reason_of
 from phaul_client.tree import waits_for_pages
 from phaul_criu.child import finish

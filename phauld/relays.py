@@ -19,8 +19,8 @@ import phauld
 from phaul_client.errors import PeerUnavailable
 from phaul_client.modes import WIDE_STREAM_CRIU_VERSION
 from phaul_client.pipe import LinkTerms
-from phaul_client.postcopy import RelayGone, RelaySilent, RelayStatus
 from phaul_client.relay_frames import CRIU_BYTES, NARROW_MESSAGE
+from phaul_client.serving import RelayGone, RelaySilent, RelayStatus
 from phaul_client.tree import Tree, identity, is_alive, wait_until_gone
 from phaul_criu.child import Child, spawn
 from phaul_criu.version import Version

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phaul_client.pipe import LinkTerms
-from phaul_client.postcopy import RelayGone
+from phaul_client.serving import RelayGone
 from phauld.journal import OutgoingRecord
 from phauld.node import Node
 from phauld.relays import Relay

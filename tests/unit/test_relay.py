@@ -16,7 +16,6 @@ from phaul_client import commit
 from phaul_client.commit import Phase
 from phaul_client.coordinator import Coordinator
 from phaul_client.doubt import Doubt
-from phaul_client.postcopy import RelayGone, RelaySilent
 from phaul_client.relay_frames import (
     NARROW_MESSAGE,
     PAGE_BYTES,
@@ -27,6 +26,7 @@ from phaul_client.relay_frames import (
     FrameReader,
     Question,
 )
+from phaul_client.serving import RelayGone, RelaySilent
 from phaul_client.tree import identity
 from phauld import relay, relays
 from phauld.relay_links import PlainConnection, receive_exactly

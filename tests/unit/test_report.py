@@ -7,7 +7,7 @@ import asyncio
 from phaul.v1 import migrations_pb2, types_pb2
 from phaul_client.commit import Phase
 from phaul_client.errors import OutcomeUnknown
-from phaul_client.postcopy import Progress
+from phaul_client.serving import Progress
 from phaul_client.timeline import Step
 from phaul_criu.stats import DumpStats
 from phauld import convert
