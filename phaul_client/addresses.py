@@ -14,11 +14,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from phaul_client.errors import InvalidRequest
+from phaul_criu import nft_messages as nft
 
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 _ETHERNET_ARP: Final = 0x0806
 _BROADCAST: Final = b"\xff" * 6
-_NEIGHBOUR_ADVERTISEMENT: Final = 136
+_ICMP6: Final = 58
+_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT = 135, 136
+#: Ethernet, IPv4, and how long their addresses are: how such a message begins.
+_ARP_OF_IPV4: Final = bytes.fromhex("0001 0800 06 04")
+_INET_CHAINS: Final = (("in", nft.HOOK_INPUT), ("out", nft.HOOK_OUTPUT))
+_ARP_CHAINS: Final = (("in", nft.HOOK_ARP_INPUT),)
 _OVERRIDE: Final = 0x20000000
 
 
@@ -66,34 +72,47 @@ def mute_table(migration_id: str) -> str:
     return "phaul_" + migration_id.replace("-", "_")
 
 
-def mute_rules(table: str, addresses: tuple[Address, ...]) -> str:
-    """For `nft -f`: nobody is answered under these addresses, neither for them. Loaded again, it changes nothing."""
-    lines = []
-    for family, rule in (("inet", _mute_inet), ("arp", _mute_arp)):
-        rules = [text for each in addresses for text in rule(each)]
-        lines += [f"table {family} {table}", f"delete table {family} {table}", f"table {family} {table} {{"]
-        lines += ["chain in {", f"type filter hook input priority {-300 if family == 'inet' else 0};", *rules, "}"]
-        if family == "inet":
-            says = [f"{'ip6' if each.is_six else 'ip'} saddr {each.ip} drop" for each in addresses]
-            lines += ["chain out {", "type filter hook output priority -300;", *says, "}"]
-        lines.append("}")
-    return "\n".join(lines) + "\n"
+def mute_messages(table: str, addresses: tuple[Address, ...]) -> list[bytes]:
+    """Nobody is answered under these addresses, neither for them. Sent again, it changes nothing.
+
+    But criu is heard: it makes a half closed connection by sending to itself what its peer had sent.
+    """
+    by_criu = (*nft.mark_is(nft.CRIU_MARK), nft.verdict(nft.ACCEPT))
+    drop = nft.verdict(nft.DROP)
+    messages = []
+    for family, chains in ((nft.INET, _INET_CHAINS), (nft.ARP, _ARP_CHAINS)):
+        messages += [nft.new_table(table, family), nft.delete_table(table, family), nft.new_table(table, family)]
+        for chain, hook in chains:
+            messages.append(nft.new_chain(table, chain, hook, family))
+            matches = [match for each in addresses for match in _muted(each, hook, family)]
+            rules = [*([by_criu] if family == nft.INET else []), *((*match, drop) for match in matches)]
+            messages += [nft.new_rule(table, chain, *rule, family=family) for rule in rules]
+    return messages
 
 
-def unmute_rules(table: str) -> str:
-    """For `nft -f`: undo `mute_rules`, if they are there."""
-    return "".join(f"table {family} {table}\ndelete table {family} {table}\n" for family in ("inet", "arp"))
+def unmute_messages(table: str) -> list[bytes]:
+    """Undo `mute_messages`, if that is to be undone."""
+    return [make(table, family) for family in (nft.INET, nft.ARP) for make in (nft.new_table, nft.delete_table)]
 
 
-def _mute_inet(address: Address) -> tuple[str, ...]:
+def _muted(address: Address, hook: int, family: int) -> list[tuple[bytes, ...]]:
+    """What packets are to be dropped there."""
+    packed = ipaddress.ip_address(address.ip).packed
+    if family == nft.ARP:
+        return [] if address.is_six else [(*nft.part_is(False, 0, _ARP_OF_IPV4), *nft.part_is(False, 24, packed))]
     if not address.is_six:
-        return (f"ip daddr {address.ip} drop",)
-    target = ipaddress.IPv6Address(address.ip).packed.hex()
-    return (f"ip6 daddr {address.ip} drop", f"icmpv6 type nd-neighbor-solicit @th,64,128 0x{target} drop")
-
-
-def _mute_arp(address: Address) -> tuple[str, ...]:
-    return () if address.is_six else (f"arp daddr ip {address.ip} drop",)
+        return [(*nft.network_is(nft.IPV4), *nft.part_is(False, 16 if hook == nft.HOOK_INPUT else 12, packed))]
+    if hook == nft.HOOK_OUTPUT:
+        return [(*nft.network_is(nft.IPV6), *nft.part_is(False, 8, packed))]
+    return [
+        (*nft.network_is(nft.IPV6), *nft.part_is(False, 24, packed)),
+        (
+            *nft.network_is(nft.IPV6),
+            *nft.transport_is(_ICMP6),
+            *nft.part_is(True, 0, bytes([_NEIGHBOUR_SOLICITATION])),
+            *nft.part_is(True, 8, packed),
+        ),
+    ]
 
 
 def arp_announcements(ip: str, mac: bytes) -> tuple[bytes, bytes]:

@@ -28,6 +28,7 @@ from phaul_client.status import reason_of, remedy_of
 from phaul_client.syncing import FileSync
 from phaul_client.timeline import Step, aligned
 from phaul_client.tree import Tree, identity, is_alive, stopped_pids
+from phaul_client.tree_lock import TreeLock
 from phaul_criu.child import finish
 from phaul_criu.criu import Criu
 from phaul_criu.errors import CriuError
@@ -127,6 +128,7 @@ class CriuLocal(Coordinator):
         self._task: asyncio.Task[object] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._image_files = 0
+        self._lock = TreeLock()
         self.files: FileSync | None = None  #: directories that move along
         self.pause_seconds: float | None = None
         self.dump_stats: DumpStats | None = None
@@ -194,7 +196,8 @@ class CriuLocal(Coordinator):
                 track_mem=last_client_images_path is not None,
                 log_file="dump.log",
             )
-            await self._dump(criu, options)
+            self._lock = TreeLock.prepare(self._migration_id, options)
+            await self._dump(criu, self._lock.options(options))
             await self._complete()
         except (Exception, asyncio.CancelledError) as exc:
             self._stop_watchdog()
@@ -202,6 +205,7 @@ class CriuLocal(Coordinator):
         finally:
             self._stop_watchdog()
             os.close(descriptor)
+            self._lock.leave()
             if self._tree is not None:
                 self._tree.close()
 
@@ -242,6 +246,7 @@ class CriuLocal(Coordinator):
                 self._start_watchdog()
             case "query-ext-files":
                 assert self._config is not None
+                self._lock.lock(self._config.pid)
                 uncork(self._config.memfd)
                 self.freeze_files()  # criu asks this once it holds every task
             case "post-dump":
@@ -342,6 +347,7 @@ class CriuLocal(Coordinator):
 
     async def _finish_kill(self) -> None:
         await self._kill_tree()
+        self._lock.unlock()
         unlock_network(self._directory)
         await self.fire(Event.TREE_KILLED)
 
@@ -359,6 +365,7 @@ class CriuLocal(Coordinator):
         raise self._end(error) from error
 
     async def _roll_back(self, error: BaseException) -> None:
+        self._lock.unlock()  # criu has let go of the connections
         try:
             if self._phase in commit.CANCELLABLE:
                 self._cause = self._cause or error

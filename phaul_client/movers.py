@@ -1,6 +1,7 @@
 """Takes an address from an interface and gives it to one, mute or announced. Every act can be repeated.
 
-With `ip` and `nft`, in the network namespace of phauld; a tree with a network of its own carries its addresses itself.
+In the network namespace of phauld; a tree with a network of its own carries its addresses itself. The tree stands still
+meanwhile, so the kernel is told by netlink: to start `ip` or `nft` takes longer than all that they do.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ import logging
 import os
 import socket
 import struct
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from phaul_client.addresses import (
     Address,
     arp_announcements,
-    mute_rules,
+    mute_messages,
     mute_table,
     neighbour_advertisement,
-    unmute_rules,
+    unmute_messages,
 )
 from phaul_client.errors import PhaulError
 from phaul_criu import child
+from phaul_criu.nftables import open_netfilter, transact
+from phaul_criu.routing import add_address, delete_address
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class Addresses:
         """Take them away: this node answers for them no more. Raises `PhaulError`."""
         for each in self.addresses:
             with _secondaries_stay(each.interface):
-                await _unless(each, False, ["ip", "address", "delete", each.network, "dev", each.interface])
+                await _unless(each, False, delete_address)
             logger.info("address withdrawn address=%s", each)
 
     async def put_back(self) -> None:
@@ -96,12 +98,12 @@ class Addresses:
     async def mute(self) -> None:
         """Neither answer for them nor say anything from them. Raises `PhaulError`."""
         if self.addresses:
-            await _nft(mute_rules(self._table, self.addresses))
+            self._tell(mute_messages(self._table, self.addresses))
 
     async def show(self) -> None:
         """Answer for them from now on, and say so. Raises `PhaulError`."""
         if self.addresses:
-            await _nft(unmute_rules(self._table))
+            self._tell(unmute_messages(self._table))
         for each in self.addresses:
             announce(each)
             logger.info("address announced address=%s", each)
@@ -110,7 +112,14 @@ class Addresses:
         """Undo `hold`. Raises `PhaulError`."""
         await self.withdraw()
         if self.addresses:
-            await _nft(unmute_rules(self._table))
+            self._tell(unmute_messages(self._table))
+
+    def _tell(self, messages: Sequence[bytes]) -> None:
+        try:
+            with open_netfilter() as netlink:
+                transact(netlink, messages, f"nftables table {self._table}")
+        except OSError as exc:
+            raise PhaulError(str(exc), remedy="the kernel's nf_tables, and CAP_NET_ADMIN") from exc
 
 
 def announce(address: Address) -> None:
@@ -147,17 +156,17 @@ def _mac_of(interface: str) -> bytes | None:
 
 
 async def _add(address: Address) -> None:
-    words = ["ip", "address", "add", address.network, "dev", address.interface]
-    await _unless(address, True, [*words, "nodad"] if address.is_six else words)
+    await _unless(address, True, add_address)
 
 
-async def _unless(address: Address, is_here: bool, argv: Sequence[str]) -> None:
-    """Run it; that it fails is no error if the address is here, or not here, as wanted. Looking first takes longer."""
+async def _unless(address: Address, is_here: bool, act: Callable[[str, int, str], None]) -> None:
+    """Do it; that it fails is no error if the address is here, or not here, as wanted. Looking first takes longer."""
     try:
-        await _run(argv)
-    except PhaulError:
+        prefix = int(address.network.partition("/")[2])
+        act(address.ip, prefix, address.interface)
+    except OSError as exc:
         if (await find(address.ip) is not None) is not is_here:
-            raise
+            raise PhaulError(f"{address}: {exc}") from exc
 
 
 class _secondaries_stay(contextlib.AbstractContextManager[None]):
@@ -177,22 +186,12 @@ class _secondaries_stay(contextlib.AbstractContextManager[None]):
             self._setting.write_text(self._before)
 
 
-async def _nft(rules: str) -> None:
-    descriptor = os.memfd_create("rules")  # inherited: its path is good in the child
-    try:
-        os.write(descriptor, rules.encode())
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        await _run(["nft", "-f", "-"], stdin=descriptor)
-    finally:
-        os.close(descriptor)
-
-
-async def _run(argv: Sequence[str], *, stdin: int | None = None) -> str:
+async def _run(argv: Sequence[str]) -> str:
     output = os.memfd_create("output", os.MFD_CLOEXEC)
     try:
         async with (
             asyncio.timeout(COMMAND_SECONDS),
-            await child.spawn(argv, stdin=subprocess.DEVNULL if stdin is None else stdin, stdout=output) as running,
+            await child.spawn(argv, stdout=output) as running,
         ):
             status = await running.wait()
         if status != 0:
@@ -200,7 +199,7 @@ async def _run(argv: Sequence[str], *, stdin: int | None = None) -> str:
         return os.pread(output, os.fstat(output).st_size, 0).decode()
     except (OSError, TimeoutError) as exc:
         raise PhaulError(
-            f"{' '.join(argv)}: {str(exc) or 'no answer in time'}", remedy="apt-get install iproute2 nftables"
+            f"{' '.join(argv)}: {str(exc) or 'no answer in time'}", remedy="apt-get install iproute2"
         ) from exc
     finally:
         os.close(output)

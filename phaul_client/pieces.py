@@ -3,6 +3,8 @@
 Inside the freeze a message costs more than a small file, so many files share one message.
 """
 
+import errno
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,17 +14,27 @@ from phaul.v1 import remote_pb2
 
 PIECE_BYTES: Final = 1 << 20
 MESSAGE_BYTES: Final = 2 << 20
-#: What criu leaves in a dump's directory and a restore does not need.
-_NOT_NEEDED: Final = frozenset({"stats-dump"})
+_IMAGE: Final = ".img"
 
 
 def image_pieces(directory: Path, index: int) -> Iterator[remote_pb2.FilePiece]:
-    """The images of one round, without its logs. Raises `OSError`."""
-    for path in sorted(directory.iterdir()):
-        if path.suffix == ".img" and path.name not in _NOT_NEEDED and not path.is_symlink():
-            for piece in file_pieces(path):
-                piece.image_name, piece.index = path.name, index
-                yield piece
+    """The images of one round, without its logs. Raises `OSError`.
+
+    There is one for each TCP connection, and the tree stands still: paths are text here, and a file is opened once.
+    """
+    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in sorted(os.listdir(place)):
+            if not name.endswith(_IMAGE) or (descriptor := _open_file(name, place)) is None:
+                continue
+            try:
+                for piece in _pieces_of(descriptor, 0):
+                    piece.image_name, piece.index = name, index
+                    yield piece
+            finally:
+                os.close(descriptor)
+    finally:
+        os.close(place)
 
 
 def carried_pieces(path: Path, offset_bytes: int = 0) -> Iterator[remote_pb2.FilePiece]:
@@ -35,15 +47,32 @@ def carried_pieces(path: Path, offset_bytes: int = 0) -> Iterator[remote_pb2.Fil
 
 def file_pieces(path: Path, offset_bytes: int = 0) -> Iterator[remote_pb2.FilePiece]:
     """Content, place and checksum of each piece; an empty file is one empty piece. Raises `OSError`."""
-    with path.open("rb") as file:
-        size_bytes = file.seek(0, 2)
-        position = min(file.seek(min(offset_bytes, size_bytes)), size_bytes)
-        while True:
-            data = file.read(min(PIECE_BYTES, size_bytes - position))
-            yield remote_pb2.FilePiece(size_bytes=size_bytes, offset_bytes=position, crc32=zlib.crc32(data), data=data)
-            position += len(data)
-            if not data or position >= size_bytes:
-                return
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield from _pieces_of(descriptor, offset_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def _open_file(name: str, place: int) -> int | None:
+    """`None` for a link, which leads to an image of another round."""
+    try:
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+    except OSError as exc:
+        if exc.errno != errno.ELOOP:
+            raise
+        return None
+
+
+def _pieces_of(descriptor: int, offset_bytes: int) -> Iterator[remote_pb2.FilePiece]:
+    size_bytes = os.fstat(descriptor).st_size
+    position = min(offset_bytes, size_bytes)
+    while True:
+        data = os.pread(descriptor, min(PIECE_BYTES, size_bytes - position), position)
+        yield remote_pb2.FilePiece(size_bytes=size_bytes, offset_bytes=position, crc32=zlib.crc32(data), data=data)
+        position += len(data)
+        if not data or position >= size_bytes:
+            return
 
 
 def messages(migration_id: str, pieces: Iterable[remote_pb2.FilePiece]) -> Iterator[remote_pb2.PutImagesRequest]:

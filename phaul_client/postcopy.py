@@ -38,6 +38,7 @@ from phaul_client.serving import (
 )
 from phaul_client.timeline import Step
 from phaul_client.tree import Tree, identity, stopped_pids
+from phaul_client.tree_lock import TreeLock
 from phaul_criu.child import finish
 from phaul_criu.criu import Criu
 from phaul_criu.swrk import Notification, Swrk
@@ -88,11 +89,13 @@ class PostcopyLocal(CriuLocal):
             await self.prepare_files()
             if last_client_images_path is None:  # else every page would count as written to
                 await collapse_tree(config.pid)
-            swrk, page_fd = await self._prepare(config.pid)
+            options = dataclasses.replace(self._settings.dump, pid=config.pid)
+            self._lock = TreeLock.prepare(self._migration_id, options)
+            options = self._lock.options(options)
+            swrk, page_fd = await self._prepare(config.pid, options.kept_fds)
             options = dataclasses.replace(
-                self._settings.dump,
+                options,
                 images_dir_fd=descriptor,
-                pid=config.pid,
                 lazy_pages_fd=page_fd,
                 parent_img=relative_parent(self._directory, last_client_images_path),
                 track_mem=last_client_images_path is not None,
@@ -106,12 +109,13 @@ class PostcopyLocal(CriuLocal):
             self._calm()
             self._stop_watchdog()
             os.close(descriptor)
+            self._lock.leave()
             if self._tree is not None:
                 self._tree.close()
 
-    async def _prepare(self, pid: int) -> tuple[Swrk, int]:
+    async def _prepare(self, pid: int, kept_fds: tuple[int, ...]) -> tuple[Swrk, int]:
         """All that can be done before the freeze."""
-        self._relay, sock = await self._start_relay()
+        self._relay, sock = await self._start_relay(kept_fds)
         swrk = Swrk.attach(sock)
         try:
             status = await self._relay.status()
@@ -188,6 +192,8 @@ class PostcopyLocal(CriuLocal):
                 self._start_watchdog()
                 self._frozen_at = time.monotonic()
             case "query-ext-files":
+                assert self._config is not None
+                self._lock.lock(self._config.pid)
                 self.freeze_files()
             case "post-dump":
                 self.steps.append(Step("freeze and dump", self._frozen_at, time.monotonic()))

@@ -73,8 +73,8 @@ class Progress:
     pages_missing: int
 
 
-#: Starts a relay with a `criu swrk` below it: the relay, and the connection to criu.
-StartRelay = Callable[[], Awaitable[tuple[ServingRelay, socket.socket]]]
+#: Starts a relay with a `criu swrk` below it that has these descriptors, too: the relay, and the connection to criu.
+StartRelay = Callable[[tuple[int, ...]], Awaitable[tuple[ServingRelay, socket.socket]]]
 OnProgress = Callable[[Progress], None]
 #: How the relays talk, asked for each connection. Raises `InvalidRequest`.
 AskTerms = Callable[[], LinkTerms]

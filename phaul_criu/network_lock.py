@@ -9,22 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
-import struct
-from typing import Final
 
+from phaul_criu import nft_messages
 from phaul_criu.inventory import lock_table_name
-
-_NETLINK_NETFILTER: Final = 12
-_SUBSYSTEM_NFTABLES: Final = 10
-_BATCH_BEGIN: Final = 16
-_BATCH_END: Final = 17
-_DELETE_TABLE: Final = _SUBSYSTEM_NFTABLES << 8 | 2
-_FAMILY_INET: Final = 1
-_ATTRIBUTE_TABLE_NAME: Final = 1
-_FLAG_REQUEST, _FLAG_ACK = 1, 4
-_MESSAGE_ERROR: Final = 2
-_HEADER: Final = struct.Struct("=IHHII")
+from phaul_criu.nftables import open_netfilter, transact
 
 
 def remove_network_lock(images_dir_fd: int) -> bool:
@@ -36,40 +24,13 @@ def remove_network_lock(images_dir_fd: int) -> bool:
     """
     with open(os.open("inventory.img", os.O_RDONLY | os.O_CLOEXEC, dir_fd=images_dir_fd), "rb") as file:
         name = lock_table_name(file.read())
-    return name is not None and _delete_table(name)
-
-
-def _delete_table(name: str) -> bool:
-    attribute = struct.pack("=HH", 4 + len(name) + 1, _ATTRIBUTE_TABLE_NAME) + name.encode() + b"\0"
-    attribute += bytes(-len(attribute) % 4)
-    batch = (
-        _message(_BATCH_BEGIN, _FLAG_REQUEST, _generic(0, _SUBSYSTEM_NFTABLES))
-        + _message(_DELETE_TABLE, _FLAG_REQUEST | _FLAG_ACK, _generic(_FAMILY_INET, 0) + attribute)
-        + _message(_BATCH_END, _FLAG_REQUEST, _generic(0, _SUBSYSTEM_NFTABLES))
-    )
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as netlink:
-        netlink.settimeout(5)
-        netlink.bind((0, 0))
-        netlink.send(batch)
-        number = _error_number(netlink.recv(8192))
-    if number == errno.ENOENT:
+    if name is None:
         return False
-    if number:
-        raise OSError(number, f"cannot delete nftables table inet {name}: {os.strerror(number)}")
+    with open_netfilter() as netlink:
+        try:
+            transact(netlink, [nft_messages.delete_table(name)], f"cannot delete nftables table inet {name}")
+        except OSError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+            return False
     return True
-
-
-def _message(kind: int, flags: int, payload: bytes) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(payload), kind, flags, 1, 0) + payload
-
-
-def _generic(family: int, resource: int) -> bytes:
-    return struct.pack("=BBH", family, 0, socket.htons(resource))
-
-
-def _error_number(answer: bytes) -> int:
-    _length, kind, _flags, _sequence, _port = _HEADER.unpack_from(answer)
-    if kind != _MESSAGE_ERROR:
-        raise OSError(errno.EPROTO, "netlink did not answer")
-    (negative,) = struct.unpack_from("=i", answer, _HEADER.size)
-    return -int(negative)

@@ -33,7 +33,7 @@ class ImageWriter:
         self._images = images
         self._make_images = make_images
         self._carried = {str(path) for path in carried}
-        self._path: Path | None = None  # the file that is being written
+        self._path: str | None = None  # the file that is being written; text, since there may be thousands in a freeze
         self._descriptor = -1
         self._position = 0
         self._size = 0
@@ -44,26 +44,27 @@ class ImageWriter:
     def write(self, piece: remote_pb2.FilePiece) -> None:
         """Write one piece. Raises `ImageCorrupt`, `InvalidRequest`, `OSError`."""
         path, carried = self._target(piece)
-        if zlib.crc32(piece.data) != piece.crc32:
-            raise ImageCorrupt(f"{path.name}: the checksum of the piece at {piece.offset_bytes} does not match")
-        if piece.size_bytes > _MAX_FILE_BYTES:
-            raise InvalidRequest(f"{path.name}: no file has {piece.size_bytes} bytes")
-        if piece.offset_bytes + len(piece.data) > piece.size_bytes:
-            raise ImageCorrupt(f"{path.name}: a piece reaches beyond the end of the file")
+        data, size_bytes, offset_bytes = piece.data, piece.size_bytes, piece.offset_bytes
+        if zlib.crc32(data) != piece.crc32:
+            raise ImageCorrupt(f"{_name(path)}: the checksum of the piece at {offset_bytes} does not match")
+        if size_bytes > _MAX_FILE_BYTES:
+            raise InvalidRequest(f"{_name(path)}: no file has {size_bytes} bytes")
+        if offset_bytes + len(data) > size_bytes:
+            raise ImageCorrupt(f"{_name(path)}: a piece reaches beyond the end of the file")
         if path != self._path:
             self._open(path, carried, piece)
-        if piece.size_bytes != self._size:
-            raise ImageCorrupt(f"{path.name}: its size was {self._size}, and is {piece.size_bytes} now")
-        if piece.offset_bytes != self._position:
-            raise ImageCorrupt(f"{path.name}: expected the piece at {self._position}, got {piece.offset_bytes}")
-        view = memoryview(piece.data)
+        if size_bytes != self._size:
+            raise ImageCorrupt(f"{_name(path)}: its size was {self._size}, and is {size_bytes} now")
+        if offset_bytes != self._position:
+            raise ImageCorrupt(f"{_name(path)}: expected the piece at {self._position}, got {offset_bytes}")
+        view = memoryview(data)
         while view:
             written = os.pwrite(self._descriptor, view, self._position)
             self._position += written
             view = view[written:]
-        self.bytes += len(piece.data)
-        if self._position == piece.size_bytes:
-            self._finish(path, carried, piece.size_bytes)
+        self.bytes += len(data)
+        if self._position == size_bytes:
+            self._finish(path, carried, size_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -75,34 +76,35 @@ class ImageWriter:
             path, self._path = self._path, None
             os.close(self._descriptor)
             with contextlib.suppress(FileNotFoundError):
-                _unfinished(path).unlink()
+                os.unlink(_unfinished(path))
             if kind is None:
-                raise ImageCorrupt(f"{path.name}: the stream ended inside it")
+                raise ImageCorrupt(f"{_name(path)}: the stream ended inside it")
 
-    def _target(self, piece: remote_pb2.FilePiece) -> tuple[Path, bool]:
+    def _target(self, piece: remote_pb2.FilePiece) -> tuple[str, bool]:
         match piece.WhichOneof("target"):
             case "image_name":
-                from_page_stream = _PAGE_STREAM.match(piece.image_name) and self._make_images is None
-                if not _IMAGE_NAME.fullmatch(piece.image_name) or from_page_stream:
-                    raise InvalidRequest(f"{piece.image_name!r} is not the name of a small image")
+                name = piece.image_name
+                from_page_stream = _PAGE_STREAM.match(name) and self._make_images is None
+                if not _IMAGE_NAME.fullmatch(name) or from_page_stream:
+                    raise InvalidRequest(f"{name!r} is not the name of a small image")
                 if self._images is None and self._make_images is not None:
                     self._images = self._make_images()
                 if self._images is None:
                     raise InvalidRequest("images have no place before the first round")
-                return self._images / piece.image_name, False
+                return f"{self._images}/{name}", False
             case "carried_path":
                 if piece.carried_path not in self._carried:
                     raise InvalidRequest(f"{piece.carried_path!r} was not announced by OpenSession")
-                return Path(piece.carried_path), True
+                return piece.carried_path, True
             case _:
                 raise InvalidRequest("a piece without a target")
 
-    def _open(self, path: Path, carried: bool, piece: remote_pb2.FilePiece) -> None:
+    def _open(self, path: str, carried: bool, piece: remote_pb2.FilePiece) -> None:
         if self._path is not None:
-            raise ImageCorrupt(f"{self._path.name}: the next file began inside it")
+            raise ImageCorrupt(f"{_name(self._path)}: the next file began inside it")
         mode = piece.mode & _PERMISSIONS or _DEFAULT_MODE
         if carried:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o750)
             self._descriptor = _open_carried(path, mode)
         else:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
@@ -110,18 +112,18 @@ class ImageWriter:
         self._path, self._size = path, piece.size_bytes
         self._position = piece.offset_bytes if carried else 0
 
-    def _finish(self, path: Path, carried: bool, size_bytes: int) -> None:
-        if self._images is not None:  # before the first round the tree still writes, perhaps to this very file
+    def _finish(self, path: str, carried: bool, size_bytes: int) -> None:
+        if carried and self._images is not None:  # before the first round the tree still writes, perhaps to this file
             os.ftruncate(self._descriptor, size_bytes)
         os.close(self._descriptor)
         self._path = None
         self.files += 1
         if not carried:
-            _unfinished(path).rename(path)
-            self.image_names.add(path.name)
+            os.rename(_unfinished(path), path)
+            self.image_names.add(_name(path))
 
 
-def _open_carried(path: Path, mode: int) -> int:
+def _open_carried(path: str, mode: int) -> int:
     """With exactly this mode, whatever the umask: criu compares it. Raises `OSError` for anything but a file.
 
     What is there is overwritten in place: on a shared file system, and between two daemons of one machine, it is the
@@ -136,5 +138,10 @@ def _open_carried(path: Path, mode: int) -> int:
     return descriptor
 
 
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+def _unfinished(path: str) -> str:
+    directory, _, name = path.rpartition("/")
+    return f"{directory}/.{name}.part"
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]

@@ -112,14 +112,17 @@ class Relay:
 class Serve(Relay):
     """The source: questions from the link to criu, answers back."""
 
-    def __init__(self, directory: str, message_bytes: int, swrk_fd: int, criu: str) -> None:
+    def __init__(
+        self, directory: str, message_bytes: int, swrk_fd: int, criu: str, kept_fds: Sequence[int] = ()
+    ) -> None:
         super().__init__(directory, message_bytes)
         self._to_criu = threading.Lock()
         self._ended = False
         self._asked: queue.SimpleQueue[tuple[Connection, Question]] = queue.SimpleQueue()
         # criu gets both ends: see the invariant.
-        self.start_criu([criu, "swrk", str(swrk_fd)], (swrk_fd, self.ours.fileno(), self.theirs.fileno()))
-        os.close(swrk_fd)
+        self.start_criu([criu, "swrk", str(swrk_fd)], (swrk_fd, self.ours.fileno(), self.theirs.fileno(), *kept_fds))
+        for descriptor in (swrk_fd, *kept_fds):
+            os.close(descriptor)
         self.thread(self.take_questions)
         self.thread(self.give_answers)
 
@@ -420,14 +423,19 @@ def run(relay: Relay, listener: socket.socket) -> None:
 
 
 def main() -> None:
-    """relay serve DIRECTORY LISTENER_FD MESSAGE_BYTES SWRK_FD CRIU | relay fetch DIRECTORY LISTENER_FD MESSAGE_BYTES"""
+    """What phauld starts.
+
+    relay serve DIRECTORY LISTENER_FD MESSAGE_BYTES SWRK_FD CRIU [FD_FOR_CRIU]...
+    relay fetch DIRECTORY LISTENER_FD MESSAGE_BYTES
+    """
     mode, directory, listener_fd, message_bytes = sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.set_inheritable(listener_fd, False)
     listener = socket.socket(fileno=listener_fd)
     if mode == "serve":
-        run(Serve(directory, message_bytes, int(sys.argv[6]), sys.argv[7]), listener)
+        kept_fds = tuple(map(int, sys.argv[8:]))
+        run(Serve(directory, message_bytes, int(sys.argv[6]), sys.argv[7], kept_fds), listener)
     else:
         run(Fetch(directory, message_bytes), listener)
     os._exit(0)

@@ -50,13 +50,19 @@ class Relay:
         self.process = process  #: see `identity`
 
     @classmethod
-    async def serve(cls, directory: Path, criu: Path, version: Version) -> tuple[Self, socket.socket]:
-        """Start the relay of a source; also our end of the connection to the `criu swrk` below it. Raises `OSError`."""
+    async def serve(
+        cls, directory: Path, criu: Path, version: Version, kept_fds: tuple[int, ...] = ()
+    ) -> tuple[Self, socket.socket]:
+        """Start the relay of a source; also our end of the connection to the `criu swrk` below it.
+
+        That criu, and not the relay, has `kept_fds` until it ends. Raises `OSError`.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
                 number = theirs.fileno()
-                relay = await cls._start("serve", directory, (number,), _message_bytes(version), str(number), str(criu))
+                arguments = [_message_bytes(version), str(number), str(criu), *map(str, kept_fds)]
+                relay = await cls._start("serve", directory, (number, *kept_fds), *arguments)
         except BaseException:
             ours.close()
             raise

@@ -32,9 +32,9 @@ class SourceRelay:
         self._uses_tls = uses_tls
         self._packing = packing
 
-    async def start(self) -> tuple[Relay, socket.socket]:
-        """Also our end of the connection to the `criu swrk` below it. Raises `OSError`."""
-        relay, sock = await Relay.serve(self._directory, self._node.criu.binary, self._node.criu_version)
+    async def start(self, kept_fds: tuple[int, ...]) -> tuple[Relay, socket.socket]:
+        """Also our end of the connection to the `criu swrk` below it, which has `kept_fds`, too. Raises `OSError`."""
+        relay, sock = await Relay.serve(self._directory, self._node.criu.binary, self._node.criu_version, kept_fds)
         self._journal.note(lazy_tls=self._uses_tls, lazy_packing=self._packing)
         self._relay = relay
         return relay, sock

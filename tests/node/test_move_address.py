@@ -132,6 +132,37 @@ async def test_in_both_families_and_every_way_of_restoring(
     assert (seen["wrong"], seen["resets"], seen["idle_alive"]) == (0, 0, 3)
 
 
+async def test_a_half_closed_connection_stays_so(daemons: Nodes, tmp_path: Path) -> None:
+    """Its client has said all that it had to say, and the server has read nothing of it before the move."""
+    a, b, client = daemons
+    await give(a)
+    go, log = tmp_path / "go", tmp_path / "half.log"
+    server = (
+        "import os,socket,time\n"
+        f"s = socket.create_server(('{ADDRESS}', {PORT})); c, _ = s.accept()\n"
+        f"while not os.path.exists('{go}'): time.sleep(0.01)\n"
+        "got = b''\n"
+        "while part := c.recv(64): got += part\n"
+        "c.sendall(got); c.close(); time.sleep(1000)\n"
+    )
+    await a.phaul("run", "--name", "half", "--", *PYTHON, "-c", server, check=True)
+    await listening(a, PORT)
+    asking = (
+        "import socket\n"
+        f"s = socket.create_connection(('{ADDRESS}', {PORT})); s.sendall(b'all'); s.shutdown(socket.SHUT_WR)\n"
+        "print('said', flush=True); print(s.recv(64), s.recv(64), flush=True)\n"
+    )
+    peer = await client.start([*PYTHON, "-c", asking], log=log)
+    await until(lambda: log.exists() and "said" in log.read_text())
+    async with at_one_node(daemons, b):
+        status, report = await migrate(a, "half", b, "--move-address", ADDRESS)
+        assert status == 0, report
+        assert "CLOSE-WAIT" in (await b.run(["ss", "-Htan", "src", ADDRESS])).stdout
+        go.touch()
+        await peer.wait(20)
+    assert log.read_text().splitlines() == ["said", "b'all' b''"]
+
+
 async def test_a_stream_at_one_gigabit(daemons: Nodes, tmp_path: Path, json_report: dict[str, Any]) -> None:
     """Shaped on both nodes. What the machine gets through is in the report; what counts is that no byte is wrong."""
     a, b, client = daemons

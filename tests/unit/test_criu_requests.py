@@ -36,6 +36,7 @@ FULL_DUMP = DumpOptions(
     skip_file_rwx_check=True,
     manage_cgroups_mode=CgroupMode.SOFT,
     network_lock=NetworkLock.IPTABLES,
+    kept_fds=(11,),
     external=("mnt[/a]:b", "unix[7]"),
     inherit_fds=(InheritFd(key="pipe:[1]", fd=8),),
     root="/new",
@@ -152,7 +153,7 @@ def test_a_page_server_keeps_its_connection_open() -> None:
 
 
 def test_criu_must_be_started_with_the_descriptors_that_are_numbers_there() -> None:
-    assert FULL_DUMP.passed_fds == (8, 5, 9)
+    assert FULL_DUMP.passed_fds == (8, 5, 9, 11)
     assert DumpOptions(images_dir_fd=3, work_dir_fd=4, pid=1, status_fd=6).passed_fds == ()
 
 

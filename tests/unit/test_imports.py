@@ -28,6 +28,7 @@ PURE: Final = frozenset(
         "phaul_criu.chains",
         "phaul_criu.errors",
         "phaul_criu.logs",
+        "phaul_criu.nft_messages",
         "phaul_criu.pagemaps",
         "phaul_criu.requests",
         "phaul_criu.rpc",
