@@ -24,7 +24,6 @@ from phaul_client.doubt import Doubt
 from phaul_client.huge_pages import collapse_tree
 from phaul_client.images import relative_parent
 from phaul_client.local import LAST_DUMP, CriuLocal, Settings
-from phaul_client.pipe import LinkTerms
 from phaul_client.remote import GrpcRemote
 from phaul_client.serving import (
     AskTerms,
@@ -62,7 +61,7 @@ class PostcopyLocal(CriuLocal):
         *,
         start_relay: StartRelay,
         on_progress: OnProgress,
-        terms: AskTerms = LinkTerms,
+        terms: AskTerms,
         on_phase: Callable[[Phase], None] = lambda _: None,
         clean_up: Callable[[], Awaitable[None]] = nothing,
     ) -> None:
@@ -273,7 +272,7 @@ class PostcopyRecovery(Recovery):
         criu: Mapping[str, Any],
         doubt: Doubt,
         on_progress: OnProgress,
-        terms: AskTerms = LinkTerms,
+        terms: AskTerms,
         on_phase: Callable[[Phase], None] = lambda _: None,
         clean_up: Callable[[], Awaitable[None]] = nothing,
     ) -> None:

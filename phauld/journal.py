@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from phaul_client import commit
+from phauld import journal_sql as sql
 from phauld import session
 from phauld.errors import MigrationNotFound, PhaulError
 from phauld.journal_file import open_file, os_error, to_json
@@ -26,53 +27,6 @@ from phauld.journal_file import open_file, os_error, to_json
 logger = logging.getLogger(__name__)
 
 INLINE_SECONDS = 0.01  # for so long the event loop stands still for a write; a slower disk does not stop it
-
-
-def _quoted(phases: frozenset[commit.Phase] | frozenset[session.Phase]) -> str:
-    return ", ".join(f"'{phase}'" for phase in sorted(phases))
-
-
-_RECORD_OUTGOING: Final = """
-    INSERT INTO outgoing (migration_id, phase, created_at, updated_at, detail)
-    VALUES (:migration_id, :phase, :now, :now, :detail)
-    ON CONFLICT (migration_id) DO UPDATE
-    SET phase = excluded.phase, updated_at = excluded.updated_at, detail = merged(detail, :detail)
-"""
-_RECORD_INCOMING: Final = """
-    INSERT INTO incoming (migration_id, phase, source_node_id, created_at, updated_at, detail, failure)
-    VALUES (:migration_id, :phase, :source_node_id, :now, :now, json_patch('{}', :detail), :failure)
-    ON CONFLICT (migration_id) DO UPDATE
-    SET phase = excluded.phase, updated_at = excluded.updated_at, detail = merged(detail, :detail),
-        failure = coalesce(excluded.failure, failure)
-"""
-_REPORT: Final = "UPDATE outgoing SET report = :report WHERE migration_id = :migration_id"
-_CLEANED: Final = "UPDATE incoming SET cleaned = 1 WHERE migration_id = :migration_id"
-_OUTGOING: Final = "SELECT migration_id, phase, created_at, updated_at, detail, report FROM outgoing"
-_INCOMING: Final = """
-    SELECT migration_id, phase, source_node_id, cleaned, created_at, updated_at, detail, failure FROM incoming
-"""
-
-#: What is left of the detail of a session: whose it is. Whatever is shorter than this is left as it is.
-ANSWER_CHARACTERS: Final = 400
-_DROP_OUTGOING: Final = f"""
-    DELETE FROM outgoing WHERE sequence IN (
-        SELECT sequence FROM outgoing WHERE phase IN ({_quoted(commit.FINAL)})
-        ORDER BY sequence DESC LIMIT :at_most OFFSET :keep
-    )
-"""
-_CUT_INCOMING: Final = f"""
-    UPDATE incoming
-    SET detail = json_patch('{{}}', json_object('owner', json_extract(detail, '$.owner'))), failure = NULL
-    WHERE sequence IN (
-        SELECT sequence FROM incoming WHERE sequence < (
-            SELECT sequence FROM incoming WHERE cleaned AND phase IN ({_quoted(session.FINAL)})
-            ORDER BY sequence DESC LIMIT 1 OFFSET :keep - 1
-        )
-        AND cleaned AND phase IN ({_quoted(session.FINAL)})
-        AND length(detail) + length(coalesce(failure, '')) > :answer
-        LIMIT :at_most
-    )
-"""
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -151,7 +105,7 @@ class _Record(Generic[_Phase]):
 class OutgoingRecord(_Record[commit.Phase]):
     """The source's record of one migration."""
 
-    _record_sql = _RECORD_OUTGOING
+    _record_sql = sql.RECORD_OUTGOING
 
     async def entry(self) -> OutgoingEntry | None:
         """What is on record; `None` if nothing ever was. Raises `OSError`."""
@@ -165,13 +119,13 @@ class OutgoingRecord(_Record[commit.Phase]):
             OSError: it could not be written.
             TypeError, ValueError: it cannot be written as JSON.
         """
-        await self._journal._write(_REPORT, {"migration_id": self._migration_id, "report": to_json(report)})
+        await self._journal._write(sql.REPORT, {"migration_id": self._migration_id, "report": to_json(report)})
 
 
 class IncomingRecord(_Record[session.Phase]):
     """The destination's record of one session."""
 
-    _record_sql = _RECORD_INCOMING
+    _record_sql = sql.RECORD_INCOMING
 
     def __init__(self, journal: "Journal", migration_id: str, source_node_id: str) -> None:
         super().__init__(journal, migration_id)
@@ -189,7 +143,7 @@ class IncomingRecord(_Record[session.Phase]):
             MigrationNotFound: no phase was ever recorded.
             OSError: it could not be written.
         """
-        await self._journal._write(_CLEANED, {"migration_id": self._migration_id})
+        await self._journal._write(sql.CLEANED, {"migration_id": self._migration_id})
 
     def _row(self) -> dict[str, str | None]:
         return {"source_node_id": self._source_node_id, "failure": self._failure}
@@ -240,18 +194,18 @@ class Journal:
 
     async def get_outgoing(self, migration_id: str) -> OutgoingEntry | None:
         """What is on record; `None` if nothing ever was. Raises `OSError`."""
-        rows = await self._run(self._select, f"{_OUTGOING} WHERE migration_id = ?", (migration_id,))
+        rows = await self._run(self._select, sql.ONE_OUTGOING, (migration_id,))
         return _outgoing_entry(rows[0]) if rows else None
 
     async def get_incoming(self, migration_id: str) -> IncomingEntry | None:
         """What is on record; `None` if nothing ever was: the answer of a session is never dropped. Raises `OSError`."""
-        rows = await self._run(self._select, f"{_INCOMING} WHERE migration_id = ?", (migration_id,))
+        rows = await self._run(self._select, sql.ONE_INCOMING, (migration_id,))
         return _incoming_entry(rows[0]) if rows else None
 
     async def list_outgoing(self, *, unfinished_only: bool = False, limit: int = 1000) -> tuple[OutgoingEntry, ...]:
         """Migrations away from here, the newest first, at most `limit`. Raises `OSError`."""
-        where = f"WHERE phase NOT IN ({_quoted(commit.FINAL)})" if unfinished_only else ""
-        rows = await self._run(self._select, f"{_OUTGOING} {where} ORDER BY sequence DESC LIMIT ?", (limit,))
+        query = sql.UNFINISHED_OUTGOING if unfinished_only else sql.EVERY_OUTGOING
+        rows = await self._run(self._select, query, (limit,))
         return tuple(map(_outgoing_entry, rows))
 
     async def unfinished_outgoing(self) -> tuple[OutgoingEntry, ...]:
@@ -263,8 +217,7 @@ class Journal:
 
         A session in a final phase is among them until it is on record as cleaned: ABORTED is recorded before the kill.
         """
-        where = f"WHERE NOT cleaned OR phase NOT IN ({_quoted(session.FINAL)})"
-        return tuple(map(_incoming_entry, await self._run(self._select, f"{_INCOMING} {where} ORDER BY sequence DESC")))
+        return tuple(map(_incoming_entry, await self._run(self._select, sql.UNFINISHED_INCOMING)))
 
     async def drop_oldest(self, keep: int, at_most: int) -> int:
         """Of what is over, keep the newest so many of each side as they are; see to some of the others, and how many.
@@ -273,7 +226,7 @@ class Journal:
         ask after any time, and "never heard of it" would be a lie. What is open, in doubt or not cleaned is left alone.
         Raises `OSError`.
         """
-        return await self._run(self._drop_oldest, {"keep": keep, "at_most": at_most, "answer": ANSWER_CHARACTERS})
+        return await self._run(self._drop_oldest, {"keep": keep, "at_most": at_most, "answer": sql.ANSWER_CHARACTERS})
 
     async def _run(
         self, work: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
@@ -304,7 +257,9 @@ class Journal:
 
     def _drop_oldest(self, values: Mapping[str, int]) -> int:
         try:
-            return sum(self._connection.execute(each, values).rowcount for each in (_DROP_OUTGOING, _CUT_INCOMING))
+            return sum(
+                self._connection.execute(each, values).rowcount for each in (sql.DROP_OUTGOING, sql.CUT_INCOMING)
+            )
         except sqlite3.Error as exc:
             raise os_error(exc) from exc
 

@@ -58,6 +58,7 @@ PURE: Final = frozenset(
         "phauld.costs",
         "phauld.decision",
         "phauld.errors",
+        "phauld.journal_sql",
         "phauld.restart_policy",
         "phauld.seldom",
         "phauld.session",
