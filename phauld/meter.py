@@ -29,6 +29,7 @@ class Meter:
 
     def __init__(self, report: Report) -> None:
         self._report = report
+        self._remote: GrpcRemote | None = None  # while it is watched
         self._samples: list[Sample] = []
         self._relayed = Progress(sent_bytes=0, wire_bytes=0, pages_missing=0)
 
@@ -42,12 +43,20 @@ class Meter:
     async def watching(self, remote: GrpcRemote) -> AsyncIterator[None]:
         """Keep the record true meanwhile."""
         task = asyncio.create_task(self._watch(remote))
+        self._remote = remote
         try:
             yield
         finally:
+            self._remote = None
             task.cancel()
             with contextlib.suppress(OSError):  # what was sent since the last look
                 self._count(remote)
+
+    def look(self) -> None:
+        """Somebody is about to be told: a fast move is over between two looks."""
+        if self._remote is not None:
+            with contextlib.suppress(OSError):
+                self._count(self._remote)
 
     async def _watch(self, remote: GrpcRemote) -> None:
         while True:

@@ -99,7 +99,7 @@ class Outgoing:
             options=options,
         )
         self._report = Report(self.record, observer)
-        meter = Meter(self._report)
+        self._meter = meter = Meter(self._report)
         self._relay = SourceRelay(node, destination, directory / "relay", journal)
         self._controls = Controls(self.record, self._relay)
         self._departure = Departure(node, target, self.record)
@@ -324,6 +324,7 @@ class Outgoing:
             def on_phase(phase: Phase) -> None:
                 if phase is Phase.COMMITTED and not deadline.expired():  # else it is left in doubt, to a recovery
                     deadline.reschedule(None)
+                self._meter.look()
                 self._report.on_phase(phase)
 
             self._use(remote)

@@ -49,14 +49,19 @@ async def all_migrations(daemon: Daemon) -> AsyncIterator[Migration]:
         request.page_token = answer.next_page_token
 
 
-async def find(daemon: Daemon, migration_id: str) -> Migration:
-    """A migration by its id or the beginning of it. Raises `MigrationNotFound` or `InvalidRequest`."""
+async def find(daemon: Daemon, word: str, *, by_name: bool = True) -> Migration:
+    """A migration by its id, the beginning of it, or the name of what moved last. Raises as `matching` does."""
     try:
-        return await _get(daemon, migration_id)
+        return await _get(daemon, word)
     except grpc.aio.AioRpcError as exc:
         if translate(daemon.address, exc).reason != "MIGRATION_NOT_FOUND":
             raise
-    return await _get(daemon, matching([each.migration_id async for each in all_migrations(daemon)], migration_id))
+    every = [each async for each in all_migrations(daemon)]
+    if by_name and not any(each.migration_id.startswith(word) for each in every):
+        for each in every:
+            if each.workload == word:
+                return await _get(daemon, each.migration_id)
+    return await _get(daemon, matching([each.migration_id for each in every], word))
 
 
 async def _get(daemon: Daemon, migration_id: str) -> Migration:
@@ -65,16 +70,16 @@ async def _get(daemon: Daemon, migration_id: str) -> Migration:
 
 
 def id_argument(function: _Function) -> _Function:
-    """The argument ID, which may be abbreviated."""
-    return click.argument("migration_id", metavar="ID")(function)
+    """The argument ID, which may be abbreviated, or the name of a workload: its last migration."""
+    return click.argument("migration_id", metavar="ID|NAME")(function)
 
 
 @command("status", "phaul status", "phaul status 3f2a", "phaul status 3f2a --json | jq .timeline")
-@click.argument("migration_id", metavar="[ID]", required=False)
+@click.argument("migration_id", metavar="[ID|NAME]", required=False)
 async def status(session: Session, migration_id: str | None) -> None:
     """List migrations from this node, or show one.
 
-    The newest come first. The beginning of an ID is enough.
+    The newest come first. The beginning of an ID is enough; the name of a workload is its last migration.
     """
     async with session.connect() as daemon:
         if migration_id:
@@ -138,7 +143,7 @@ async def cancel(session: Session, migration_id: str, reason: str) -> None:
     "phaul resolve 3f2a --resume --reason 'node-b burnt down before it ran'",
     "phaul resolve 3f2a --kill   # seen alive at node-b, which cannot reach us any more",
 )
-@id_argument
+@click.argument("migration_id", metavar="ID")
 @click.option(
     "--kill",
     "resolution",
@@ -163,7 +168,7 @@ async def resolve(session: Session, migration_id: str, resolution: str | None, r
     if resolution is None:
         raise click.UsageError("say --kill or --resume; phaul resolve --help explains what either means")
     async with session.connect() as daemon:
-        found = await find(daemon, migration_id)
+        found = await find(daemon, migration_id, by_name=False)  # the operator has to know of which he speaks
         request = migrations_pb2.ResolveRequest(
             migration_id=found.migration_id,
             resolution=migrations_pb2.RESOLUTION_KILL if resolution == "kill" else migrations_pb2.RESOLUTION_RESUME,

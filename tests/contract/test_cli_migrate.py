@@ -209,6 +209,24 @@ async def test_status_of_one_by_the_beginning_of_its_id(cli: Cli) -> None:
     assert text.code == 0
 
 
+async def test_a_workload_stands_for_its_last_migration_but_not_to_resolve(cli: Cli) -> None:
+    cli.script.history = [
+        snapshot("ITERATING", "3f2a", workload="db"),
+        snapshot("DONE", "77aa", workload="db"),
+        snapshot("DONE", "bd01", workload="77"),
+    ]
+    newest, an_id, none = await asyncio.gather(
+        *(cli.run("status", word, "--json") for word in ("db", "77", "d")),
+    )
+    assert (newest.lines[0]["migration_id"], an_id.lines[0]["migration_id"]) == ("3f2a", "77aa")
+    assert none.code == 1
+    await cli.run("cancel", "db")
+    (request,) = cli.script.of(migrations_pb2.CancelMigrationRequest)
+    assert request.migration_id == "3f2a"
+    assert (await cli.run("resolve", "db", "--kill")).code == 1
+    assert cli.script.of(migrations_pb2.ResolveRequest) == []
+
+
 async def test_status_of_none_or_several(cli: Cli) -> None:
     cli.script.history = [snapshot("DONE", "abc"), snapshot("DONE", "abd")]
     none, several = await asyncio.gather(cli.run("status", "x"), cli.run("status", "ab"))

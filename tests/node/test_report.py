@@ -21,13 +21,18 @@ async def test_report_of_a_move(tmp_path: Path) -> None:
         await a.phaul("run", "--name", "sleeper", "--", "sleep", "1000", check=True)
         moved = await a.phaul("migrate", "sleeper", "--to", b.address, "--json")
         assert moved.returncode == 0, moved.stdout + moved.stderr
-        migration_id = moved.events()[-1]["migration_id"]
+        *told, last = moved.events()
+        migration_id = last["migration_id"]
         shown = await a.phaul("report", migration_id[:8], "--html", page, check=True)
         as_json = (await a.phaul("report", migration_id, "--json", check=True)).json()
         unknown = await a.phaul("report", "ffff", "--html", tmp_path / "none.html")
         unwritable = await a.phaul("report", migration_id, "--html", tmp_path / "none" / "none.html")
     assert (unknown.returncode, unwritable.returncode) == (1, 2), unknown.stderr + unwritable.stderr
     assert not (tmp_path / "none.html").exists()
+    at = {each["phase"]: each["bytes"] for each in told}  # each is told with what was sent by then
+    after_the_dump = [at[phase] for phase in ("copying-images", "restoring", "committed", "confirmed") if phase in at]
+    assert after_the_dump != []
+    assert all(1000 < sent <= last["bytes"] for sent in after_the_dump)
     steps = [each["name"] for each in as_json["timeline"]]
     assert steps[0] == "freeze and dump"
     assert {each["node_name"] for each in as_json["timeline"]} == {"a", "b"}
