@@ -1,6 +1,6 @@
 """The shell around the table in `commit.py`: takes events, writes the journal, asks the destination.
 
-`CriuLocal` adds the acts of a dump that is under way, `Recovery` those of a migration found in the journal.
+`CriuLocal` adds the acts of a dump that is under way, `Recovery` those for a migration found in the journal.
 """
 
 import asyncio
@@ -304,38 +304,3 @@ class Coordinator:
             await self._remote.abort(timeout_seconds=ABORT_SECONDS)
         except PeerError as exc:
             logger.warning("abort not answered, the lease will do it migration_id=%s error=%s", self._migration_id, exc)
-
-
-class Recovery(Coordinator):
-    """A migration that a restarted phauld found in its journal."""
-
-    def __init__(
-        self,
-        migration_id: str,
-        remote: GrpcRemote,
-        journal: Journal,
-        *,
-        phase: Phase,
-        tree: Tree,
-        doubt: Doubt,
-        on_phase: Callable[[Phase], None] = lambda _: None,
-        clean_up: Callable[[], Awaitable[None]] = nothing,
-    ) -> None:
-        super().__init__(migration_id, remote, journal, phase=phase, doubt=doubt, on_phase=on_phase, clean_up=clean_up)
-        self._tree = tree
-
-    async def run(self) -> Phase:
-        """See it to its end: the final phase that it reached."""
-        assert self._tree is not None
-        with self._tree:
-            await self.fire(Event.RESTARTED)
-        return self._phase
-
-    async def _send_commit(self) -> Event:
-        """Unless a task here runs: it has run past its images then, and there is only one end without a second copy."""
-        assert self._tree is not None
-        if await self._tree.is_still():
-            return await super()._send_commit()
-        logger.error("not committed, for the tree runs here migration_id=%s", self._migration_id)
-        await self._abort_destination()
-        return Event.NO_ANSWER

@@ -12,15 +12,14 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
 from phaul_client import commit
 from phaul_client.commit import Do, Event, Phase
 from phaul_client.config import Config
-from phaul_client.coordinator import Journal, Recovery, nothing
-from phaul_client.doubt import Doubt
+from phaul_client.coordinator import Journal, nothing
 from phaul_client.huge_pages import collapse_tree
 from phaul_client.images import relative_parent
 from phaul_client.local import LAST_DUMP, CriuLocal, Settings
@@ -36,7 +35,7 @@ from phaul_client.serving import (
     end_serving,
 )
 from phaul_client.timeline import Step
-from phaul_client.tree import Tree, identity, stopped_pids
+from phaul_client.tree import identity, stopped_pids
 from phaul_client.tree_lock import TreeLock
 from phaul_criu.child import finish
 from phaul_criu.criu import Criu
@@ -255,52 +254,3 @@ class PostcopyLocal(CriuLocal):
         if self._phase is Phase.FILLING:  # phauld stops; the next one goes on
             raise error
         await super().unwind(error)
-
-
-class PostcopyRecovery(Recovery):
-    """A post-copy migration that a restarted phauld found in its journal; its relay and criu may live on."""
-
-    def __init__(
-        self,
-        migration_id: str,
-        remote: GrpcRemote,
-        journal: Journal,
-        *,
-        phase: Phase,
-        tree: Tree,
-        relay: ServingRelay,
-        criu: Mapping[str, Any],
-        doubt: Doubt,
-        on_progress: OnProgress,
-        terms: AskTerms,
-        on_phase: Callable[[Phase], None] = lambda _: None,
-        clean_up: Callable[[], Awaitable[None]] = nothing,
-    ) -> None:
-        super().__init__(
-            migration_id, remote, journal, phase=phase, tree=tree, doubt=doubt, on_phase=on_phase, clean_up=clean_up
-        )
-        self._transitions = commit.POSTCOPY_TRANSITIONS
-        self._relay = relay
-        self._criu = criu
-        self._pages = Serving(migration_id, remote, relay, doubt, on_progress, terms)
-
-    async def run(self) -> Phase:
-        assert self._tree is not None
-        with self._tree:
-            async with self._pages.linked():
-                await self.fire(Event.RESTARTED)
-            while self._phase is Phase.HELD:
-                await self.fire(await self._wait_for_resolution())
-        return self._phase
-
-    async def perform(self, act: Do) -> Event | None:
-        match act:
-            case Do.SERVE_PAGES:
-                return await self._pages.fill()
-            case Do.KILL_TREE:
-                await end_serving(self._criu, self._relay.finish())
-                await criu_gone(self._criu)
-            case Do.RESUME_TREE:
-                await end_serving(self._criu, self._relay.abort())
-                await criu_gone(self._criu)
-        return await super().perform(act)

@@ -10,10 +10,10 @@ from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2
 from phaul_client.commit import Phase
-from phaul_client.coordinator import Recovery
 from phaul_client.doubt import Doubt
 from phaul_client.local import CriuLocal, Settings
-from phaul_client.postcopy import PostcopyLocal, PostcopyRecovery
+from phaul_client.postcopy import PostcopyLocal
+from phaul_client.recovery import PostcopyRecovery, Recovery
 from phaul_client.remote import GrpcRemote
 from phaul_client.tree import Tree, descendants, identity, is_alive
 from phauld.belongings import Belongings

@@ -25,6 +25,7 @@ from phaul_client.doubt import LAST_WORD_SECONDS, Doubt
 from phaul_client.errors import MigrationCancelled, PhaulError, RolledBack
 from phaul_client.local import CriuLocal, Settings
 from phaul_client.policy import PostCopyPolicy
+from phaul_client.recovery import Recovery
 from phaul_client.tree import Tree as ProcessTree
 from phaul_client.tree import identity
 from phaul_criu.requests import DumpOptions
@@ -677,7 +678,7 @@ async def test_a_tree_that_may_be_committed_waits_for_its_roll_back_to_be_writte
 
 async def test_a_recovery_does_not_commit_a_tree_that_runs(move: Move) -> None:
     move.remote.phase = SessionPhase.PREPARED
-    recovery = coordinator.Recovery(
+    recovery = Recovery(
         "move",
         move.remote,
         move.journal,
@@ -696,7 +697,7 @@ async def test_a_recovery_commits_a_tree_that_is_stopped(move: Move) -> None:
     move.remote.phase = SessionPhase.PREPARED
     held = ProcessTree.below(move.tree.root)
     held.stop(frozenset())
-    recovery = coordinator.Recovery("move", move.remote, move.journal, phase=Phase.COMMITTED, tree=held, doubt=Doubt())
+    recovery = Recovery("move", move.remote, move.journal, phase=Phase.COMMITTED, tree=held, doubt=Doubt())
     async with asyncio.timeout(10):
         assert await recovery.run() is Phase.DONE
     assert move.remote.ever_ran
@@ -710,7 +711,7 @@ async def test_a_policy_that_was_not_acted_on_is_asked_again_by_the_next_phauld(
     held.stop(frozenset())
     move.script(get_session=[Act(before=unavailable())], abort=[Act(before=unavailable())])
     doubt = Doubt(seconds=0.1, event=Event.RESOLVED_RESUME, has_expired=has_expired)
-    recovery = coordinator.Recovery("move", move.remote, move.journal, phase=Phase.HELD, tree=held, doubt=doubt)
+    recovery = Recovery("move", move.remote, move.journal, phase=Phase.HELD, tree=held, doubt=doubt)
     run = asyncio.create_task(recovery.run())
     if not has_expired:
         await move.until(lambda: move.remote.calls.count("get_session") > 3)

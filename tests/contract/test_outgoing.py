@@ -12,8 +12,8 @@ import pytest
 
 from phaul.v1 import migrations_pb2, types_pb2
 from phaul_client.commit import Phase
-from phaul_client.coordinator import Recovery
 from phaul_client.errors import PhaulError
+from phaul_client.recovery import Recovery
 from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
 from phauld.costs import CostBook
