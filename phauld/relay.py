@@ -40,7 +40,6 @@ from phauld.relay_links import CHUNK_BYTES, Connection, Link, connect, receive_e
 READY_SECONDS = 30.0
 RETRY_SECONDS = 0.2
 MESSAGE_BYTES = 1 << 16
-SYS_PIDFD_GETFD = 438  # the same on every architecture
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 

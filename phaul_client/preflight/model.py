@@ -53,8 +53,6 @@ class Process:
     threads: tuple[int, ...]
     #: Threads that did not leave state D while they were watched.
     stuck_threads: tuple[int, ...]
-    #: 0 none, 1 strict, 2 filter.
-    seccomp: int
     #: Real, effective and saved ids.
     user_ids: tuple[int, ...]
     group_ids: tuple[int, ...]
@@ -188,8 +186,6 @@ class UnixSocket:
     peer_inode: int
     #: Name of the other end, if it has one.
     peer_name: str = ""
-    #: Whether the other end is connected to this one.
-    peer_is_mutual: bool = True
     #: Inodes of the connections that wait to be accepted; 0 stands for one that was closed already.
     waiting: tuple[int, ...] = ()
     #: Waits in the accept queue of this socket.

@@ -49,7 +49,6 @@ def read_process(pid: int) -> Process | None:
         user_ids=numbers(status.get("Uid"))[:3],
         group_ids=numbers(status.get("Gid"))[:3],
         capabilities=int(status.get("CapPrm", "0"), 16) | int(status.get("CapInh", "0"), 16),
-        seccomp=int(status.get("Seccomp", "0")),
         namespaces=read_namespaces(directory),
         pid_namespace_for_children=_namespace(f"{directory}/ns/pid_for_children"),
         executable=strip_deleted(try_link(f"{directory}/exe"))[0],

@@ -117,7 +117,6 @@ def _unix_socket(found: UnixDiag, known: dict[int, UnixDiag], file: OpenFile, qu
         name=found.name,
         peer_inode=found.peer_inode,
         peer_name=peer.name if peer else "",
-        peer_is_mutual=peer is not None and peer.peer_inode == found.inode,
         waiting=found.waiting if found.listening else (),
         queued_at=queued_at,
     )

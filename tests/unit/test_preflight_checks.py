@@ -62,7 +62,6 @@ PROCESS: Final = Process(
     tracer_pid=0,
     threads=(7, 8),
     stuck_threads=(),
-    seccomp=0,
     user_ids=(0, 0, 0),
     group_ids=(0, 0, 0),
     namespaces={},
