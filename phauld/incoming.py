@@ -36,7 +36,7 @@ from phaul_criu.requests import RestoreOptions
 from phaul_criu.swrk import Notification, Swrk
 from phaul_criu.timers import rearm
 from phaul_criu.urgency import calm, in_a_hurry
-from phauld import convert, session, shim, unattended
+from phauld import convert, session, shim, stuck_criu, unattended
 from phauld.container_place import ContainerPlace
 from phauld.dataport import DataPort
 from phauld.fetching import Fetching
@@ -184,6 +184,7 @@ class Session:
         self._image_names: set[str] = set()
         self._fetched_round: Path | None = None
         self._root: dict[str, Any] = {}  # identity of the tree's root
+        self._holder: dict[str, Any] = {}  # and of the criu that holds it
         self._made: tuple[Path, ...] = ()  # carried files that were not here before: dropped if it is aborted
         self._holds_images = phase not in session.FINAL
         self._is_in_a_hurry = False
@@ -225,6 +226,7 @@ class Session:
             self._slot = self._workloads.found_slot(Path(entry.detail["record"]))
         self.pid = entry.detail.get("pid", 0)
         self._root = entry.detail.get("root", {})
+        self._holder = entry.detail.get("holder", {})
         self._made = self.incoming.carried
         if "lazy" in entry.detail and not entry.cleaned:
             with contextlib.suppress(OSError):  # it has ended
@@ -593,6 +595,7 @@ class Session:
                 if self._fetching is not None:
                     self._fetching.make_way()
                 self._released.set_result(None)
+                self._start(stuck_criu.end_if_stuck(self._holder, self._root))
             case Do.KILL_TREE:
                 await finish(self._kill_tree())
             case Do.CLEAN_UP:
@@ -666,7 +669,8 @@ class Session:
             assert self._released is not None
             self.pid = notification.pid or 0
             self._root = identity(self.pid)
-            self._journal.note(pid=self.pid, root=self._root)
+            self._holder = stuck_criu.find(self.pid, self._criu.binary)
+            self._journal.note(pid=self.pid, root=self._root, holder=self._holder)
             if self._container is not None:
                 self._container.adopt(self.pid)
             await self._guard_pages()
@@ -695,6 +699,8 @@ class Session:
     async def _look_at_tree(self) -> None:
         """The shim decides: it outlived phauld, and it looks at the tree once criu is gone."""
         assert self._slot is not None
+        if self._restoring is None:  # an earlier phauld's
+            self._start(stuck_criu.end_if_stuck(self._holder, self._root))
         self.pid = await self._slot.outcome() or self.pid
         if self._slot.is_unattended:
             logger.error("the shim was killed, its tree is looked at migration_id=%s", self.incoming.migration_id)

@@ -45,24 +45,35 @@ def ptrace(request: int, pid: int, data: object = None) -> None:
 def kill_tree(root: int, criu: str) -> None:
     """On return no task below it runs again. First all are stopped, so that none is born meanwhile.
 
-    A `criu restore` that still has them in its hands would wait for ever for an init whose children only it can reap.
+    A `criu restore` that still has them in its hands would wait for ever: for an init whose children only it can reap,
+    or, before it has seized any, for an answer of theirs (criu/cr-restore.c: SIGCHLD is ignored after `post-restore`).
     """
+    holders = {parent(root)}
     stopped: set[int] = set()
     while new := set(descendants([root])) - stopped:
         for pid in new:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
         stopped |= new
-    tracers = set(map(tracer, stopped))
-    for pid in stopped | {pid for pid in tracers if program(pid) == criu}:
+    holders |= set(map(tracer, stopped))
+    for pid in stopped | {pid for pid in holders if program(pid) == criu}:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def tracer(pid: int) -> int:
     """Who traces it; 0: nobody."""
+    return told_by_status(pid, b"TracerPid:")
+
+
+def parent(pid: int) -> int:
+    """0: it is gone."""
+    return told_by_status(pid, b"PPid:")
+
+
+def told_by_status(pid: int, name: bytes) -> int:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/status", "rb") as file:
-        return next((int(line.split()[1]) for line in file if line.startswith(b"TracerPid:")), 0)
+        return next((int(line.split()[1]) for line in file if line.startswith(name)), 0)
     return 0
 
 

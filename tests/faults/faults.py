@@ -65,6 +65,8 @@ class Run:
             "repeat": self._repeat,
             "wait-5-seconds": lambda: asyncio.sleep(5),
             "kill-lazy-pages": self._kill_lazy_pages,
+            "kill-destination-root": lambda: self._kill_task(0),
+            "kill-destination-child": lambda: self._kill_task(-1),
             "kill-source-shim": lambda: self._kill_shim("a", "run"),
             "kill-destination-shim": lambda: self._kill_shim("b", "restore"),
             "cancel": self._cancel,
@@ -188,6 +190,12 @@ class Run:
     async def _kill_lazy_pages(self) -> None:
         signal_lazy_pages(self._bench.nodes["b"])
 
+    async def _kill_task(self, number: int) -> None:
+        """Of the tree that criu holds."""
+        node = self._bench.nodes["b"]
+        pids = sorted(pid for pid, line in processes(node) if "victim.py" in line)
+        signal_pid(node, pids[number])
+
     async def _kill_shim(self, name: str, mode: str) -> None:
         node, words = self._bench.nodes[name], f"shim.py {mode} "
         signal_one(node, words)
@@ -223,10 +231,15 @@ def signal_lazy_pages(node: Node, number: signal.Signals = signal.SIGKILL) -> in
 def signal_one(node: Node, words: str, number: signal.Signals = signal.SIGKILL, *, but_not: str = "\0") -> int:
     """To the one process of a node whose command line has these words; its PID there."""
     (pid,) = [pid for pid, line in processes(node) if words in line and but_not not in line]
-    process = os.open(node.root / f"proc/{pid}", os.O_DIRECTORY)  # the pid is the node's own; a descriptor finds it
+    signal_pid(node, pid, number)
+    return pid
+
+
+def signal_pid(node: Node, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """To a process by its PID on a node: a descriptor finds it."""
+    process = os.open(node.root / f"proc/{pid}", os.O_DIRECTORY)
     signal.pidfd_send_signal(process, number)
     os.close(process)
-    return pid
 
 
 async def _answered(call: Awaitable[object]) -> None:

@@ -108,6 +108,15 @@ def _criu_kills() -> Iterator[Point]:
         yield Point(fault="kill-lazy-pages", at=at, outcomes=EITHER if at_its_end else RESUMED, lazy=True)
 
 
+def _task_kills() -> Iterator[Point]:
+    """By hand, or for want of memory: criu waits for ever for a task that dies after `post-restore`."""
+    for at in ("b:restore:post-restore:notify", "a>b:Restore:reply", "a>b:Commit:request",
+               "b:restore:post-restore:answer", "b:restore:pre-resume:notify"):  # fmt: skip
+        yield Point(fault="kill-destination-root", at=at, outcomes=RESUMED)
+    for at in ("a>b:Restore:reply", "b:restore:post-restore:answer"):
+        yield Point(fault="kill-destination-child", at=at, outcomes=RESUMED, tree="three")
+
+
 def _pipes() -> Iterator[Point]:
     for node in ("source", "destination"):
         for at in ("a>b:OpenSession:reply", "a>b:StartIter:request", "b:page-server:request", "a>b:StartIter:reply",
@@ -239,6 +248,7 @@ POINTS: Final = (
     *_kills(),
     *_kills_in_between(),
     *_criu_kills(),
+    *_task_kills(),
     *_pipes(),
     *_cli_kills(),
     *_links(),
