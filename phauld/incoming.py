@@ -669,7 +669,8 @@ class Session:
             assert self._released is not None
             self.pid = notification.pid or 0
             self._root = identity(self.pid)
-            self._holder = stuck_criu.find(self.pid, self._criu.binary)
+            assert self._slot is not None
+            self._holder = stuck_criu.find(self.pid, self._slot.shim_pid)
             self._journal.note(pid=self.pid, root=self._root, holder=self._holder)
             if self._container is not None:
                 self._container.adopt(self.pid)

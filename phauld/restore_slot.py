@@ -54,7 +54,7 @@ class RestoreSlot:
         """The criu that waits for its request. Raises `TimeoutError`."""
         async with asyncio.timeout(START_TIMEOUT_SECONDS):
             while True:  # nothing tells when it is there
-                if found := [pid for pid in descendants(self._shim_pid) if pid != self._shim_pid]:
+                if found := [pid for pid in descendants(self.shim_pid) if pid != self.shim_pid]:
                     return found[0]
                 await asyncio.sleep(POLL_SECONDS)
 
@@ -110,7 +110,7 @@ class RestoreSlot:
             async with asyncio.timeout(EXIT_RECORD_TIMEOUT_SECONDS):
                 await self._ended()
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError), Tree.below(self._shim_pid) as left:
+            with contextlib.suppress(ProcessLookupError), Tree.below(self.shim_pid) as left:
                 await left.kill()
         forget(self.directory)
 
@@ -118,10 +118,10 @@ class RestoreSlot:
         if self._child is not None:  # it may not have said yet who it is
             await self._child.wait()
         while self._shim_lives():
-            await wait_until_gone(self._shim_pid)
+            await wait_until_gone(self.shim_pid)
 
     @property
-    def _shim_pid(self) -> int:
+    def shim_pid(self) -> int:
         if self._child is not None:
             return self._child.pid
         return int((read_json(self.directory / "shim.json") or {})["pid"])

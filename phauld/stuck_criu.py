@@ -10,17 +10,17 @@ The invariant: criu alone is killed here. What became of the tree is then for it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from phaul_client.tree import identity, is_alive
 from phauld import shim
-from phauld.lazy_guard import parent, program
+from phauld.lazy_guard import parent
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,15 @@ DEADLINE_SECONDS: Final = 30.0  #: from the commit: criu still has to touch each
 _LOOK_SECONDS: Final = 0.2
 
 
-def find(root: int, criu: Path) -> dict[str, Any]:
-    """The identity of the criu whose child the root of a held tree is; empty if it is gone."""
-    pid = parent(root)
-    try:
-        return identity(pid) if program(pid) == os.path.realpath(criu) else {}
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
+def find(root: int, shim_pid: int) -> dict[str, Any]:
+    """The identity of the criu whose child the root of a held tree is; empty if it is gone, and the tree its shim's."""
+    pid = above = parent(root)
+    while above > 1:
+        above = parent(above)
+        if above == shim_pid:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                return identity(pid)
+    return {}
 
 
 async def end_if_stuck(criu: Mapping[str, Any], root: Mapping[str, Any]) -> None:
