@@ -96,6 +96,14 @@ async def _measured(lab: Lab, there: Process, here: Sequence[str | Path]) -> Fig
     return pause, total
 
 
+async def clear(lab: Lab) -> None:
+    """After a move that failed: nothing of it is left, the process neither."""
+    for guest in lab.guests:
+        for words in (GO_PHAUL, "[w]riter.py", "[c]riu"):
+            await guest.run(["pkill", "-KILL", "-f", words], check=False)
+        await guest.run(["rm", "-rf", _DIRECTORY])
+
+
 async def _until_it_says(guest: Guest, process: Process, word: str) -> None:
     done = await guest.run(["sh", "-c", f"timeout 30 sh -c 'until grep -q {word} {process.log}; do sleep 0.1; done'"])
     assert done.returncode == 0
