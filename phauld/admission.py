@@ -16,7 +16,7 @@ from phaul_client.pipe import PipeTls
 from phauld import convert, placement
 from phauld.container_place import ContainerPlace
 from phauld.guard import CALLER
-from phauld.incoming import Incoming
+from phauld.incoming_spec import Incoming
 from phauld.node import Node, memory_available_bytes
 from phauld.options import parse_options, restore_options
 from phauld.page_stream import PipeTerms

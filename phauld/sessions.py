@@ -17,7 +17,8 @@ from phauld import session
 from phauld.access import may_drive
 from phauld.dataport import DataPort
 from phauld.guard import CALLER
-from phauld.incoming import Incoming, Session
+from phauld.incoming import Session
+from phauld.incoming_spec import Incoming
 from phauld.journal import IncomingEntry, Journal
 from phauld.node import Node
 from phauld.observer import Observer

@@ -2,7 +2,7 @@
 
 After `post-restore` criu ignores SIGCHLD, attaches to the tasks without looking whether it could, and waits in a futex
 until each has said that it is ready (criu/cr-restore.c, restore_root_task). One that is killed just then, by hand, for
-want of memory or by its guard, says nothing any more: criu would wait, and the session with it, and the source in doubt.
+want of memory or by its guard, says nothing any more: criu would wait, the session with it, and the source in doubt.
 
 The invariant: criu alone is killed here. What became of the tree is then for its shim to say, as whenever criu dies.
 """
