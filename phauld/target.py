@@ -112,7 +112,9 @@ async def find_target(
                 return _container_target(await find_container(name), workloads)
             workload = workloads.get(request.workload)
             if workload.pid is None:
-                raise InvalidRequest(f"{workload.name} does not run here: it is {workload.state}", remedy="phaul ps")
+                raise InvalidRequest(
+                    f"{workload.name} does not run here: it is {workload.state}", remedy="phaul ps --all"
+                )
             pid = workload.pid
         case "pid":
             pid = request.pid

@@ -265,7 +265,8 @@ def _told(spec: WorkloadSpec) -> dict[str, Any]:
     search = spec.env.get("PATH", os.defpath)
     program = shutil.which(spec.argv[0], path=search) if "/" not in spec.argv[0] else spec.argv[0]
     if program is None or not _is_program(os.path.join(spec.cwd, program)):
-        raise InvalidRequest(f"{spec.argv[0]!r} is no program on this node", remedy=f"searched in {search}")
+        remedy = f"a file that may be executed; from {spec.cwd}" if "/" in spec.argv[0] else f"searched in {search}"
+        raise InvalidRequest(f"{spec.argv[0]!r} is no program on this node", remedy=remedy)
     argv, ids = [program, *spec.argv[1:]], identity
     if init is not None:
         argv, ids = [init, "--", *identities.becoming(identity), *argv], None
