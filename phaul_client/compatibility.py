@@ -16,6 +16,7 @@ NEEDED: Final = ("commit-v1", "put-images-v1")
 SYNC_FEATURE: Final = "sync-v1"
 LAZY_TLS_FEATURE: Final = "lazy-tls-v1"  #: the relays of post-copy speak TLS
 PODMAN_FEATURE: Final = "podman-v1"
+CGROUP_LIMITS_FEATURE: Final = "cgroup-limits-v1"  #: and may use no more there
 RESTART_FEATURE: Final = "restart-v1"  #: workloads are started again there, too
 
 

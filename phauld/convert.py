@@ -19,7 +19,7 @@ from phaul_client.status import log_tail_of, reason_of, remedy_of
 from phaul_criu.stats import DumpStats
 from phauld import session
 from phauld.restart_policy import Attempts, Restart, When
-from phauld.workload_spec import WorkloadSpec
+from phauld.workload_spec import UNLIMITED, CgroupLimits, WorkloadSpec
 
 LOG_TAIL_LINES: Final = 20
 MAX_DURATION_SECONDS: Final = 315_576_000_000.0  # google/protobuf/duration.proto
@@ -122,6 +122,7 @@ def workload_message(spec: WorkloadSpec) -> types_pb2.WorkloadSpec:
         limits=spec.limits,
         own_ipc_namespace=spec.new_ipc_namespace,
         restart=restart_message(spec.restart),
+        cgroup_limits=cgroup_message(spec.cgroup),
     )
 
 
@@ -139,7 +140,19 @@ def workload_spec(message: types_pb2.WorkloadSpec) -> WorkloadSpec:
         limits=dict(message.limits),
         new_ipc_namespace=message.own_ipc_namespace,
         restart=restart(message.restart),
+        cgroup=cgroup(message.cgroup_limits),
     )
+
+
+def cgroup_message(limits: CgroupLimits) -> types_pb2.CgroupLimits | None:
+    """`None`: none, as phaulds say that know no such limits."""
+    if limits == UNLIMITED:
+        return None
+    return types_pb2.CgroupLimits(memory_bytes=limits.memory_bytes, cpu_millis=limits.cpu_millis, pids=limits.pids)
+
+
+def cgroup(message: types_pb2.CgroupLimits) -> CgroupLimits:
+    return CgroupLimits(memory_bytes=message.memory_bytes, cpu_millis=message.cpu_millis, pids=message.pids)
 
 
 _RESTART_MODES: Final = {

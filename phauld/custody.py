@@ -16,8 +16,9 @@ from phaul_client.commit import Phase
 from phaul_client.errors import PhaulError
 from phauld import session, shim
 from phauld.journal import Journal
+from phauld.record_files import read_json
 from phauld.restart_policy import NEVER, Attempts, after_running
-from phauld.workload_records import Workload, read, read_json
+from phauld.workload_records import Workload, read
 from phauld.workload_spec import WorkloadSpec
 
 logger = logging.getLogger(__name__)

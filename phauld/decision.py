@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from phaul.v1 import types_pb2
-from phaul_client.compatibility import LAZY_TLS_FEATURE, PODMAN_FEATURE, RESTART_FEATURE, SYNC_FEATURE
+from phaul_client.compatibility import (
+    CGROUP_LIMITS_FEATURE,
+    LAZY_TLS_FEATURE,
+    PODMAN_FEATURE,
+    RESTART_FEATURE,
+    SYNC_FEATURE,
+)
 from phaul_client.errors import PreflightRefused
 from phaul_client.modes import Choice, Mode, NodeCapabilities, Refusal, Wish, choose
 from phaul_client.pipe_choice import Compression, PipeChoice, choose_pipe
@@ -40,6 +46,7 @@ class Asked:
     compression: Compression | None
     has_sync: bool  #: directories move along
     is_podmans: bool  #: the tree is a container of podman's
+    is_limited: bool  #: the tree is a workload with limits of its cgroup
     is_restarted: bool  #: the tree is a workload that is started again when it has ended
 
 
@@ -97,6 +104,8 @@ def decide(asked: Asked, here: NodeCapabilities, there: types_pb2.NodeInfo, way:
 def _check_features(name: str, features: Collection[str], asked: Asked) -> None:
     if asked.is_podmans and PODMAN_FEATURE not in features:
         raise _unsupported(f"{name} is too old for containers of podman", "a newer phaul there")
+    if asked.is_limited and CGROUP_LIMITS_FEATURE not in features:
+        raise _unsupported(f"{name} is too old for --memory, --cpus and --pids", "a newer phaul there")
     if asked.is_restarted and RESTART_FEATURE not in features:
         raise _unsupported(
             f"{name} is too old for --restart: it would not be started again there", "a newer phaul there"

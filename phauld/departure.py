@@ -148,6 +148,7 @@ class Departure:
             compression=options.compression,
             has_sync=bool(options.sync),
             is_podmans=container.HasField("podman"),
+            is_limited=self._target.is_limited,
             is_restarted=self._target.is_restarted,
         )
 

@@ -122,6 +122,14 @@ def find_cgroup(pid: int) -> Path:
     return directory
 
 
+def own_cgroup(pid: int | str = "self") -> Path:
+    """The directory of the cgroup of version 2 that a process is in. Raises `CannotFreeze` if there is none."""
+    path = _cgroup2_of(pid)
+    if path is None:
+        raise CannotFreeze("it is in no cgroup of version 2")
+    return _directory_of(path)
+
+
 async def undo_leftover(pid: int) -> None:
     """phauld and the throttler of an earlier migration were both killed: set the tree free."""
     with contextlib.suppress(CannotFreeze, FileNotFoundError, ProcessLookupError):
@@ -142,7 +150,7 @@ def _child_name(pid: int) -> str:
     return f"{_PREFIX}{pid}-{identity(pid)['start_ticks']}"
 
 
-def _cgroup2_of(pid: int) -> str | None:
+def _cgroup2_of(pid: int | str) -> str | None:
     for line in _read(Path(f"/proc/{pid}/cgroup")).splitlines():
         if line.startswith("0::"):
             return line[3:]

@@ -12,7 +12,14 @@ from typing import Final
 
 from phaul.v1 import types_pb2
 from phaul_client import pipe_choice
-from phaul_client.compatibility import LAZY_TLS_FEATURE, NEEDED, PODMAN_FEATURE, RESTART_FEATURE, SYNC_FEATURE
+from phaul_client.compatibility import (
+    CGROUP_LIMITS_FEATURE,
+    LAZY_TLS_FEATURE,
+    NEEDED,
+    PODMAN_FEATURE,
+    RESTART_FEATURE,
+    SYNC_FEATURE,
+)
 from phaul_client.hook_calls import HookSettings
 from phaul_client.tree import descendants
 from phaul_criu.criu import Criu, Features
@@ -28,6 +35,7 @@ API_FEATURES: Final = (
     pipe_choice.LAZY_PIPE_FEATURE,
     PODMAN_FEATURE,
     RESTART_FEATURE,
+    CGROUP_LIMITS_FEATURE,
 )
 _CAP_SYS_RESOURCE: Final = 24  # linux/capability.h
 _TCP_INFO_BYTES: Final = 128

@@ -90,6 +90,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             limits=dict(asked.limits),
             new_ipc_namespace=asked.own_ipc_namespace if asked.HasField("own_ipc_namespace") else True,
             restart=convert.restart(asked.restart),
+            cgroup=convert.cgroup(asked.cgroup_limits),
             new_pid_namespace=asked.own_pid_namespace if asked.HasField("own_pid_namespace") else True,
             new_time_namespace=(
                 asked.own_time_namespace if asked.HasField("own_time_namespace") else TIME_NAMESPACE.exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from phaul_client.tree import wait_until_gone
-from phauld import custody, workload_records
+from phauld import cgroup_limits, custody, workload_records
 from phauld.journal import Journal
 from phauld.restart_policy import Act
 from phauld.workload_records import Workload
@@ -73,6 +73,7 @@ class Restarts:
             except Exception:
                 logger.exception("not restarted name=%s", workload.name)
                 await asyncio.sleep(RETRY_SECONDS)
+        cgroup_limits.drop(directory)
 
     async def _step(self, workload: Workload) -> bool:
         """Wait for what comes next; whether it was restarted. Raises `OSError`."""

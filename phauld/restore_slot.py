@@ -13,7 +13,8 @@ from typing import Any, Final
 from phaul_client.tree import Tree, descendants, is_alive, wait_until_gone
 from phaul_criu.child import Child
 from phauld import shim
-from phauld.workload_records import START_TIMEOUT_SECONDS, Records, forget, lives, read_json
+from phauld.record_files import lives, read_json
+from phauld.workload_records import START_TIMEOUT_SECONDS, Records, forget
 
 EXIT_RECORD_TIMEOUT_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.01

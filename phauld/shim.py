@@ -10,6 +10,7 @@ Files in DIRECTORY, each written whole or not at all:
   shim.json  {"pid", "start_ticks", "boot_id"}            this process, as soon as it runs
   tree.json  {"pid", "start_ticks", "boot_id"}            the root of the tree, as soon as it runs
   released   empty; made by phauld before it lets a restored tree go
+  cgroup.json {"path"}                                    made by phauld before it starts us, if the tree has a cgroup
   exit.json  {"outcome": "exited", "exit_code", "signal", "at"} or {"outcome": "never-ran", "criu_status", "at"}
 """
 
@@ -109,8 +110,26 @@ def fork_exec(argv: list[str], keep: tuple[int, ...], prepare: object = None) ->
     return pid
 
 
-def enter_workload(spec: dict[str, object]) -> None:
+def cgroup_of(directory: str) -> str | None:
+    """Where its tree is to be, if there is a cgroup for it."""
+    try:
+        with open(os.path.join(directory, "cgroup.json"), encoding="utf-8") as file:
+            return str(json.load(file)["path"])
+    except FileNotFoundError:
+        return None
+
+
+def enter_cgroup(directory: str) -> None:
+    """In the child: what it starts is in there, too."""
+    path = cgroup_of(directory)
+    if path is not None:
+        with open(os.path.join(path, "cgroup.procs"), "w", encoding="ascii") as file:
+            file.write("0")
+
+
+def enter_workload(directory: str, spec: dict[str, object]) -> None:
     """In the child: an own session without a terminal, output to the log, and nothing else inherited."""
+    enter_cgroup(directory)
     os.setsid()
     null = os.open("/dev/null", os.O_RDONLY)
     log = os.open(str(spec["log_path"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
@@ -167,7 +186,7 @@ def run(directory: str, ready_fd: int) -> None:
         namespaces |= CLONE_NEWIPC * spec["new_ipc_namespace"]
         if namespaces:
             libc_call("unshare", namespaces)
-        root = fork_exec(spec["argv"], (), lambda: enter_workload(spec))
+        root = fork_exec(spec["argv"], (), lambda: enter_workload(directory, spec))
         record_or_kill(directory, root)
         answer: dict[str, object] = {"pid": root}
     except OSError as exc:
@@ -289,11 +308,12 @@ def look_at(directory: str, roots: list[int], criu: str) -> bool:
     return always_busy
 
 
-def prepare_criu() -> None:
+def prepare_criu(directory: str) -> None:
     """In the child: criu ends its own helper for cgroups by SIGTERM, and waits for its end for ever.
 
     It goes first (see phaul_criu/urgency.py): a tree stands still. What it restores gets its own policy back.
     """
+    enter_cgroup(directory)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:  # noqa: SIM105 - contextlib is not worth its import
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
@@ -301,12 +321,12 @@ def prepare_criu() -> None:
         pass
 
 
-def enter_container(go_fd: int) -> None:
+def enter_container(directory: str, go_fd: int) -> None:
     """In the child: once phauld has put it into the container's cgroups, it makes them the root of what the tree sees.
 
     The end of the pipe without a word is the end of the restore: it was given up, or phauld was killed.
     """
-    prepare_criu()
+    prepare_criu(directory)
     if not os.read(go_fd, 1):
         os._exit(127)
     libc_call("unshare", CLONE_NEWCGROUP)
@@ -314,7 +334,7 @@ def enter_container(go_fd: int) -> None:
 
 def restore(directory: str, swrk_fd: int, criu: str, go_fd: int | None, inherited: tuple[int, ...]) -> None:
     """Be the parent of the criu that restores a tree, then of the tree."""
-    prepare = prepare_criu if go_fd is None else lambda: enter_container(go_fd)
+    prepare = (lambda: prepare_criu(directory)) if go_fd is None else lambda: enter_container(directory, go_fd)
     criu_pid = fork_exec([criu, "swrk", str(swrk_fd)], (swrk_fd, *inherited), prepare)
     for fd in (swrk_fd, *inherited):
         os.close(fd)

@@ -17,6 +17,7 @@ from phaul_client.tree import identity
 from phauld import convert, custody
 from phauld.restart_policy import NEVER
 from phauld.workload_records import Workload
+from phauld.workload_spec import UNLIMITED
 from phauld.workloads import Workloads
 
 #: Problems of a process that are none of a container's: phaul sees to them.
@@ -75,6 +76,11 @@ class Target:
     def is_restarted(self) -> bool:
         """Whether it is a workload that is started again when it has ended."""
         return self.workload is not None and self.workload.spec.restart != NEVER
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it is a workload with limits of its cgroup."""
+        return self.workload is not None and self.workload.spec.cgroup != UNLIMITED
 
     def leaves(self, migration_id: str) -> None:
         """From now on nobody else may start it here. Raises `PhaulError` if it has ended, `OSError`."""

@@ -21,14 +21,14 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from phaul_client.errors import WorkloadExists, WorkloadNotFound
-from phaul_client.tree import is_alive
-from phauld import shim
+from phauld import cgroup_limits, record_files, shim
+from phauld.record_files import RecordFiles, boot_id, lives
 from phauld.restart_policy import (
     NEVER,
     NO_ATTEMPTS,
@@ -39,7 +39,6 @@ from phauld.restart_policy import (
     Restart,
     Standing,
     Verdict,
-    When,
     decide,
 )
 from phauld.workload_spec import WorkloadSpec
@@ -161,19 +160,20 @@ class Records:
 
 
 def forget(directory: Path) -> None:
-    """Drop a record."""
+    """Drop a record, of which nothing runs."""
+    cgroup_limits.drop(directory)
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def read(directory: Path) -> Workload:
     """A record as it stands. Raises `FileNotFoundError` if it was dropped."""
     record = json.loads((directory / "record.json").read_text(encoding="utf-8"))
-    files = _Files.read(directory)
+    files = RecordFiles.read(directory)
     state, pid = _state(files, record["created_at"])
-    if state == "lost" and (ending := read_json(directory / "exit.json")) is not None:  # written meanwhile
+    if state == "lost" and (ending := record_files.read_json(directory / "exit.json")) is not None:  # written meanwhile
         files.ending = ending
         state, pid = _state(files, record["created_at"])
-    spec = _spec(record["spec"])
+    spec = WorkloadSpec.from_json(record["spec"])
     attempts = Attempts(restarts=record.get("restarts", 0), in_a_row=record.get("in_a_row", 0))
     ended_at = (files.ending or {}).get("at")
     standing = _standing(files)
@@ -198,35 +198,7 @@ def read(directory: Path) -> Workload:
     )
 
 
-@dataclass(slots=True, kw_only=True)
-class _Files:
-    """What is written in a record, beside record.json."""
-
-    shim: dict[str, Any] | None
-    tree: dict[str, Any] | None
-    ending: dict[str, Any] | None
-    moved: dict[str, Any] | None
-    leaving: dict[str, Any] | None
-    arriving: dict[str, Any] | None
-    stopped: dict[str, Any] | None
-    failure: dict[str, Any] | None
-
-    @classmethod
-    def read(cls, directory: Path) -> _Files:
-        tree = read_json(directory / "tree.json")  # before the ending: who is seen to have begun has not ended before
-        return cls(
-            tree=tree,
-            ending=read_json(directory / "exit.json"),
-            moved=read_json(directory / "moved.json"),
-            leaving=read_json(directory / "leaving.json"),
-            arriving=read_json(directory / "arriving.json"),
-            stopped=read_json(directory / "stopped.json"),
-            failure=read_json(directory / "failure.json"),
-            shim=read_json(directory / "shim.json"),
-        )
-
-
-def _state(files: _Files, created_at: float) -> tuple[State, int | None]:
+def _state(files: RecordFiles, created_at: float) -> tuple[State, int | None]:
     """What the shim says, and what is to be seen of its tree."""
     if files.moved is not None:
         return "moved", None
@@ -241,7 +213,7 @@ def _state(files: _Files, created_at: float) -> tuple[State, int | None]:
     return "lost", None
 
 
-def _standing(files: _Files) -> Standing:
+def _standing(files: RecordFiles) -> Standing:
     if files.moved is not None:
         return Standing.MOVED
     if files.leaving is not None:
@@ -251,7 +223,7 @@ def _standing(files: _Files) -> Standing:
     return Standing.STOPPED if files.stopped is not None else Standing.HERE
 
 
-def _ending(files: _Files, state: State, spec: WorkloadSpec) -> Ending:
+def _ending(files: RecordFiles, state: State, spec: WorkloadSpec) -> Ending:
     if state == "never-ran":
         return Ending.NEVER_RAN
     if state == "lost":
@@ -263,7 +235,7 @@ def _ending(files: _Files, state: State, spec: WorkloadSpec) -> Ending:
     return Ending.SUCCESS if files.ending["exit_code"] == 0 else Ending.FAILURE
 
 
-def _ending_of_the_lost(files: _Files, spec: WorkloadSpec) -> Ending:
+def _ending_of_the_lost(files: RecordFiles, spec: WorkloadSpec) -> Ending:
     """The shim is gone: killed, or with its whole node."""
     known = files.tree or files.shim
     if known is not None and known["boot_id"] != boot_id():
@@ -280,32 +252,3 @@ def _shown(state: State, standing: Standing, act: Act, restart: Restart) -> Stat
     if standing in (Standing.LEAVING, Standing.ARRIVING):
         return "ending"
     return "restarting" if restart != NEVER and act is not Act.LEAVE else state
-
-
-def boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
-def lives(known: Mapping[str, Any]) -> bool:
-    """Whether it runs; a zombie, whose parent may never reap it, does not."""
-    if not known or not is_alive(known):
-        return False
-    try:
-        return Path(f"/proc/{known['pid']}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _spec(content: dict[str, Any]) -> WorkloadSpec:
-    """Of a record, perhaps of an older phauld."""
-    restart = content.get("restart", {})
-    told = Restart(when=When(restart.get("when", When.NO)), most=restart.get("most", 0))
-    return WorkloadSpec(**{**content, "argv": tuple(content["argv"]), "restart": told})

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -23,12 +21,14 @@ from typing import Any, Final
 from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_client.tree import Tree, wait_until_gone
 from phaul_criu.child import Child, finish, spawn
-from phauld import identities, shim, workload_records
+from phauld import cgroup_limits, shim, workload_records
+from phauld.record_files import lives, read_json
 from phauld.restart_policy import NEVER, NO_ATTEMPTS, Attempts
 from phauld.restore_slot import POLL_SECONDS, RestoreSlot
-from phauld.scope import in_scope
+from phauld.scope import in_scope, is_booted
+from phauld.startable import told
 from phauld.workload_records import START_TIMEOUT_SECONDS, Records, Workload, forget
-from phauld.workload_spec import WorkloadSpec
+from phauld.workload_spec import UNLIMITED, WorkloadSpec
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +68,12 @@ class Workloads:
     async def run(self, spec: WorkloadSpec) -> Workload:
         """Start a workload. Raises `WorkloadExists`, and `InvalidRequest` when it cannot be started."""
         self.records.check_free(spec.name)
-        told = _told(spec)
-        return await finish(self._run(spec, self.records.make(spec), told))
+        needed = told(spec)
+        return await finish(self._run(spec, self.records.make(spec), needed))
 
-    async def _run(self, spec: WorkloadSpec, directory: Path, told: dict[str, Any]) -> Workload:
+    async def _run(self, spec: WorkloadSpec, directory: Path, needed: dict[str, Any]) -> Workload:
         try:
-            outcome = await self._start_under_shim(directory, told)
+            outcome = await self._start_under_shim(spec, directory, needed)
         except BaseException:
             forget(directory)
             raise
@@ -100,7 +100,7 @@ class Workloads:
                     failed = {"outcome": "exited", "exit_code": shim.NOT_STARTED, "signal": None, "at": time.time()}
                     shim.write_json(str(directory), "exit.json", failed)
         except BaseException:
-            if not workload_records.lives(workload_records.read_json(directory / "tree.json") or {}):
+            if not lives(read_json(directory / "tree.json") or {}):
                 forget(directory)
             raise
         self.records.begun(ended.name, directory)
@@ -109,28 +109,31 @@ class Workloads:
     async def _try_again(self, spec: WorkloadSpec, directory: Path) -> str:
         """Why it did not start; empty if it did. Raises `OSError`."""
         try:
-            outcome = await self._start_under_shim(directory, _told(spec))
+            outcome = await self._start_under_shim(spec, directory, told(spec))
         except InvalidRequest as exc:  # a program, a directory or a user that there is no more
             return exc.message
         except TimeoutError:
             return f"its shim has not started it within {START_TIMEOUT_SECONDS:g} s"
         return str(outcome.get("error", ""))
 
-    async def _start_under_shim(self, directory: Path, told: dict[str, Any]) -> dict[str, Any]:
+    async def _start_under_shim(self, spec: WorkloadSpec, directory: Path, needed: dict[str, Any]) -> dict[str, Any]:
         """What its shim says of it: a "pid", or an "error", and then the shim has ended.
 
-        Raises `TimeoutError`, `OSError`; then nothing of it is left.
+        Raises `InvalidRequest`, `TimeoutError`, `OSError`; then nothing of it is left.
         """
-        shim.write_json(str(directory), "spec.json", told)
+        shim.write_json(str(directory), "spec.json", needed)
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                child = await self._start_shim(("run", str(directory), str(theirs.fileno())), theirs.fileno())
+                arguments = ("run", str(directory), str(theirs.fileno()))
+                child = await self._start_shim(spec, arguments, theirs.fileno())
             try:
                 async with asyncio.timeout(START_TIMEOUT_SECONDS):
                     outcome: dict[str, Any] = json.loads(await _read_all(ours) or '{"error": "its shim died"}')
                     if "error" in outcome:
                         await child.wait()
+                    else:
+                        self._check_limits(spec, child)
             except BaseException:
                 await _end(child)
                 raise
@@ -152,6 +155,7 @@ class Workloads:
         is in by then are its roots.
         """
         self.records.check_free(spec.name)
+        cgroup_limits.check(spec.cgroup)
         directory = self.records.make(spec, attempts, arriving=migration_id)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         go_fds = os.pipe() if new_cgroup_namespace else ()
@@ -159,7 +163,8 @@ class Workloads:
             fd = theirs.fileno()
             go = str(go_fds[0]) if go_fds else "-"
             arguments = ("restore", str(directory), str(fd), str(criu), go, *map(str, inherited))
-            child = await self._start_shim(arguments, fd, *go_fds[:1], *inherited)
+            child = await self._start_shim(spec, arguments, fd, *go_fds[:1], *inherited)
+            await self._limits_hold(spec, child, directory)
         except BaseException:
             ours.close()
             for go_fd in go_fds[1:]:
@@ -246,31 +251,34 @@ class Workloads:
             task.cancel()
         await asyncio.gather(*self._reapers, return_exceptions=True)
 
-    async def _start_shim(self, arguments: tuple[str, ...], *fds: int) -> Child:
-        scope = in_scope("tree", Path(arguments[1]).name)
+    def _check_limits(self, spec: WorkloadSpec, child: Child) -> None:
+        """Raises `InvalidRequest` if its scope does not have them."""
+        if is_booted():
+            cgroup_limits.verify(spec.cgroup, child.pid)
+
+    async def _limits_hold(self, spec: WorkloadSpec, child: Child, directory: Path) -> None:
+        """Once the shim is in its scope. Raises `InvalidRequest`, `TimeoutError`; then it has ended."""
+        if spec.cgroup == UNLIMITED:
+            return
+        try:
+            async with asyncio.timeout(START_TIMEOUT_SECONDS):
+                while not (directory / "shim.json").exists():  # noqa: ASYNC110 (it is another process)
+                    await asyncio.sleep(POLL_SECONDS)
+            self._check_limits(spec, child)
+        except BaseException:
+            await _end(child)
+            raise
+
+    async def _start_shim(self, spec: WorkloadSpec, arguments: tuple[str, ...], *fds: int) -> Child:
+        record = Path(arguments[1])
+        if not is_booted():
+            cgroup_limits.make(spec.cgroup, record)
+        scope = in_scope("tree", record.name, cgroup_limits.scope_properties(spec.cgroup))
         child = await spawn([*scope, *_SHIM, *arguments], pass_fds=fds)
         task = asyncio.create_task(child.wait(), name=f"shim-{child.pid}")
         self._reapers.add(task)
         task.add_done_callback(self._reapers.discard)
         return child
-
-
-def _told(spec: WorkloadSpec) -> dict[str, Any]:
-    """What the shim needs to start it on this node. Raises `InvalidRequest`."""
-    _check_directory(spec.cwd)
-    identity, limits = identities.of_user(spec.user), identities.resource_limits(spec.limits)
-    init = shutil.which("tini") if spec.new_pid_namespace else None
-    if spec.new_pid_namespace and init is None:
-        raise InvalidRequest("tini, the init of workloads, is missing", remedy="apt-get install tini")
-    search = spec.env.get("PATH", os.defpath)
-    program = shutil.which(spec.argv[0], path=search) if "/" not in spec.argv[0] else spec.argv[0]
-    if program is None or not _is_program(os.path.join(spec.cwd, program)):
-        remedy = f"a file that may be executed; from {spec.cwd}" if "/" in spec.argv[0] else f"searched in {search}"
-        raise InvalidRequest(f"{spec.argv[0]!r} is no program on this node", remedy=remedy)
-    argv, ids = [program, *spec.argv[1:]], identity
-    if init is not None:
-        argv, ids = [init, "--", *identities.becoming(identity), *argv], None
-    return {**dataclasses.asdict(spec), "argv": argv, "ids": ids, "rlimits": limits}
 
 
 async def _end(child: Child) -> None:
@@ -289,12 +297,3 @@ async def _read_all(sock: socket.socket) -> bytes:
     while chunk := await asyncio.get_running_loop().sock_recv(sock, 4096):
         data += chunk
     return data
-
-
-def _is_program(path: str) -> bool:
-    return os.path.isfile(path) and os.access(path, os.X_OK)
-
-
-def _check_directory(path: str) -> None:
-    if not os.path.isdir(path):
-        raise InvalidRequest(f"the working directory {path!r} is no directory on this node")

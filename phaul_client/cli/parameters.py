@@ -14,7 +14,7 @@ from phaul.v1 import node_pb2, types_pb2
 from phaul.v1.types_pb2 import RestartPolicy
 from phaul_client.cli.connection import parse_daemon, parse_host_port
 from phaul_client.cli.session import Session
-from phaul_client.cli.units import parse_duration, parse_rate
+from phaul_client.cli.units import parse_duration, parse_rate, parse_size
 from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_client.hooks import parse_hook
 from phaul_client.rsync import parse_directory
@@ -73,6 +73,24 @@ def parse_limit(text: str) -> tuple[str, int]:
     if not name or not (value.isascii() and value.isdigit()) or int(value) >= 2**64:
         raise ValueError(f"{text!r} is not NAME=N, such as nofile=1024 or core=unlimited")
     return name.lower(), int(value)
+
+
+def parse_memory(text: str) -> int:
+    """A size of at least a MiB. Raises `ValueError`."""
+    if (size := parse_size(text)) < 1 << 20:
+        raise ValueError(f"{text!r} is less than 1 MiB, in which nothing runs")
+    return size
+
+
+def parse_cpus(text: str) -> int:
+    """Thousandths of a processor, of "0.5" or "2". Raises `ValueError`."""
+    try:
+        millis = round(float(text) * 1000)
+    except (ValueError, OverflowError):
+        millis = 0
+    if not 10 <= millis < 2**31:
+        raise ValueError(f"{text!r} is no number of processors, such as 2 or 0.5, and at least 0.01")
+    return millis
 
 
 def parse_restart(text: str) -> RestartPolicy:
@@ -141,6 +159,8 @@ HOOK: Final = Parsed("PATH|grpc:TARGET", parse_hook_text)
 DIRECTORY: Final = Parsed("DIR", parse_sync_directory)
 VARIABLE: Final = Parsed("NAME=VALUE", parse_variable)
 LIMIT: Final = Parsed("NAME=N", parse_limit)
+MEMORY: Final = Parsed("SIZE", parse_memory)
+CPUS: Final = Parsed("N", parse_cpus)
 RESTART: Final = Parsed("WHEN", parse_restart)
 SIGNAL: Final = Parsed("SIGNAL", parse_signal)
 TARGET: Final = Parsed("PID|NAME", parse_target)

@@ -42,6 +42,15 @@ def parse_rate(text: str) -> int:
     return rate
 
 
+def parse_size(text: str) -> int:
+    """Bytes of "64M" or "1.5GiB". Raises `ValueError` saying what is wrong."""
+    match = _QUANTITY.fullmatch(text.strip())
+    factor = _unit_factor(match[2]) if match and not match[3] and not match[2].lower().endswith("bit") else None
+    if match is None or factor is None:
+        raise ValueError(f"{text!r} is no size, such as 512M, 64KiB or 2GB")
+    return int(float(match[1]) * factor)
+
+
 def _unit_factor(unit: str) -> float | None:
     """Bytes in a unit; `None` if there is no such unit."""
     lower = unit.lower()

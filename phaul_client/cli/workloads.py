@@ -13,7 +13,7 @@ import grpc
 
 from phaul.v1 import node_pb2
 from phaul.v1.node_pb2 import Workload
-from phaul.v1.types_pb2 import RestartPolicy, WorkloadSpec
+from phaul.v1.types_pb2 import CgroupLimits, RestartPolicy, WorkloadSpec
 from phaul_client.cli import parameters, render
 from phaul_client.cli.connection import CALL_SECONDS, LONG_CALL_SECONDS, Daemon, persistently, translate
 from phaul_client.cli.json_output import to_json, to_line
@@ -53,6 +53,7 @@ def build_spec(
     user: str = "",
     limits: tuple[tuple[str, int], ...] = (),
     restart: RestartPolicy | None = None,
+    cgroup_limits: CgroupLimits | None = None,
 ) -> WorkloadSpec:
     """What to run. A program by relative path is meant from here, wherever it will run."""
     program = argv[0]
@@ -69,6 +70,7 @@ def build_spec(
         user=user,
         limits=dict(limits),
         restart=restart,
+        cgroup_limits=cgroup_limits,
     )
 
 
@@ -100,6 +102,17 @@ def build_spec(
     help="A resource limit, soft and hard: nofile=1024, core=unlimited; may be repeated. It moves along.",
 )
 @click.option(
+    "--memory", metavar="SIZE", type=parameters.MEMORY, help="Memory of all of it together: 512M; beyond, it is killed."
+)
+@click.option("--cpus", metavar="N", type=parameters.CPUS, help="Processors for all of it together: 0.5, 2.")
+@click.option(
+    "--pids",
+    metavar="N",
+    type=click.IntRange(1, 2**22),
+    help="Processes and threads of all of it together. These three need cgroup2 on each node that it runs on; one that "
+    "cannot enforce them refuses it.",
+)
+@click.option(
     "--restart",
     metavar="WHEN",
     type=parameters.RESTART,
@@ -126,6 +139,9 @@ async def run(
     user: str,
     limits: tuple[tuple[str, int], ...],
     restart: RestartPolicy | None,
+    memory: int | None,
+    cpus: int | None,
+    pids: int | None,
     argv: tuple[str, ...],
 ) -> None:
     """Start a program so that it can be moved.
@@ -143,10 +159,18 @@ async def run(
         user=user,
         limits=limits,
         restart=restart,
+        cgroup_limits=_cgroup_limits(memory, cpus, pids),
     )
     async with session.connect() as daemon:
         workload = await (_start(daemon, spec) if name else _start_under_free_name(daemon, spec))
     session.show(to_json(workload), f"{workload.name} {workload.pid}")
+
+
+def _cgroup_limits(memory: int | None, cpus: int | None, pids: int | None) -> CgroupLimits | None:
+    """`None`, if there are none."""
+    if memory is None and cpus is None and pids is None:
+        return None
+    return CgroupLimits(memory_bytes=memory or 0, cpu_millis=cpus or 0, pids=pids or 0)
 
 
 async def _start(daemon: Daemon, spec: WorkloadSpec) -> Workload:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -61,24 +62,44 @@ async def test_who_stops_it_has_the_last_word(node: Node, tmp_path: Path) -> Non
     await web.run(node, "--restart", "always")
     stopped = await node.phaul("stop", "web", check=True)
     assert stopped.stdout == "web exited (status 143)\n"
-    script = f"echo >>{tmp_path}/starts; exit 1"
-    await node.phaul("run", "--name", "poor", "--restart", "always", "--", "sh", "-c", script, check=True)
-    await until(lambda: len((tmp_path / "starts").read_text()) >= 4)  # the next one comes after 0.8 s and more
-    taken = await node.phaul("run", "--name", "poor", "--", "true")
-    assert "poor" in taken.stderr
-    assert taken.returncode != 0
-    assert (await node.phaul("rm", "poor")).returncode != 0
-    (shown,) = (await node.phaul("ps", "--json", check=True)).json()["workloads"]
-    assert (shown["state"], shown["exit_status"]["exit_code"]) == ("restarting", 1)
-    assert shown["restart_at"]
-    assert (await node.phaul("stop", "poor", check=True)).stdout == "poor exited (status 1)\n"
-    count = (tmp_path / "starts").read_text()
-    assert (await node.phaul("wait", "poor")).returncode == 1
     await node.kill_phauld()
     await node.start_phauld()
-    await asyncio.sleep(1.5)
-    assert (tmp_path / "starts").read_text() == count
-    assert web.starts == 1
+    await asyncio.sleep(0.5)
+    assert (web.starts, (await web.shown(node))["state"]) == (1, "exited")
+
+
+async def test_what_waits_for_its_restart_holds_its_name_and_can_be_stopped(node: Node, tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    script = f"echo >>{starts}; exit 1"
+    await node.phaul("run", "--name", "web", "--restart", "always", "--", "sh", "-c", script, check=True)
+    await node.kill_phauld()
+    record = await until(lambda: newest_ended(node))
+    assert record is not None
+    content = json.loads((record / "record.json").read_text())
+    (record / "record.json").write_text(json.dumps({**content, "in_a_row": 9}))  # the next one comes after 51 s
+    count = starts.read_text()
+    await node.start_phauld()
+    taken, removed, listed = await asyncio.gather(
+        node.phaul("run", "--name", "web", "--", "true"),
+        node.phaul("rm", "web"),
+        node.phaul("ps", "--json", check=True),
+    )
+    assert (taken.returncode, removed.returncode) != (0, 0)
+    assert "web" in taken.stderr
+    (shown,) = listed.json()["workloads"]
+    assert (shown["state"], shown["exit_status"]["exit_code"]) == ("restarting", 1)
+    assert shown["restart_at"]
+    waiting = asyncio.create_task(node.phaul("wait", "web"))
+    assert (await node.phaul("stop", "web", check=True)).stdout == "web exited (status 1)\n"
+    assert (await waiting).returncode == 1
+    assert starts.read_text() == count
+
+
+def newest_ended(node: Node) -> Path | None:
+    """The newest record, if its tree has ended."""
+    records = [each.parent for each in (node.root / "run/phaul/state/workloads").glob("*/record.json")]
+    newest: Path = max(records, key=lambda each: json.loads((each / "record.json").read_text())["created_at"])
+    return newest if (newest / "exit.json").exists() else None
 
 
 async def test_a_new_phauld_goes_on_with_what_ended_meanwhile(node: Node, tmp_path: Path) -> None:
@@ -128,10 +149,12 @@ async def test_phauld_is_killed_between_the_record_of_a_restart_and_its_start(
 
 async def test_what_can_no_longer_be_started_says_so_and_is_tried_again(node: Node, tmp_path: Path) -> None:
     program = tmp_path / "program"
-    program.write_text("#!/bin/sh\nsleep 0.1\nexit 5\n")
+    program.write_text(f"#!/bin/sh\nwhile [ -e {tmp_path}/wait ]; do sleep 0.05; done\nexit 5\n")
     program.chmod(0o755)
+    (tmp_path / "wait").touch()
     await node.phaul("run", "--name", "web", "--restart", "on-failure:2", "--", str(program), check=True)
     program.unlink()
+    (tmp_path / "wait").unlink()
     assert (await node.phaul("wait", "web")).returncode == 127
     (shown,) = (await node.phaul("ps", "--all", "--json", check=True)).json()["workloads"]
     assert (shown["restarts"], shown["start_error"]) == (2, f"'{program}' is no program on this node")

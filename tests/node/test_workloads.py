@@ -18,7 +18,7 @@ import pytest
 from phaul_client.errors import InvalidRequest, PhaulError, WorkloadExists, WorkloadNotFound
 from phaul_criu.install import find_binary
 from phaul_criu.swrk import Swrk
-from phauld import restore_slot, workload_records
+from phauld import record_files, restore_slot
 from phauld import workloads as module
 from phauld.workload_records import Workload
 from phauld.workload_spec import WorkloadSpec
@@ -344,7 +344,7 @@ async def test_a_record_that_no_shim_ever_took_up_does_not_block_its_name(
 async def test_an_end_between_two_looks_is_not_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exit record is written after it was looked for, and the shim is gone when that is looked at."""
     await killed_daemon(tmp_path)
-    read = workload_records.read_json
+    read = record_files.read_json
 
     def slowly(path: Path) -> dict[str, Any] | None:
         content = read(path)
@@ -352,7 +352,7 @@ async def test_an_end_between_two_looks_is_not_a_loss(tmp_path: Path, monkeypatc
             time.sleep(1)
         return content
 
-    monkeypatch.setattr(workload_records, "read_json", slowly)
+    monkeypatch.setattr(record_files, "read_json", slowly)
     found = Workloads(tmp_path / "records", tmp_path / "log").get("web")
     assert (found.state, found.exit_code) == ("exited", 9)
 

@@ -276,6 +276,24 @@ def test_workload_states() -> None:
     ]
 
 
+def test_restarts_are_counted_where_there_may_be_some() -> None:
+    restart = types_pb2.RestartPolicy(mode=types_pb2.RESTART_MODE_ALWAYS)
+    waits = node_pb2.Workload(
+        state=node_pb2.WORKLOAD_STATE_RESTARTING,
+        exit_status=node_pb2.ExitStatus(exit_code=3),
+        name="a",
+        restarts=4,
+        spec=types_pb2.WorkloadSpec(argv=["web"], restart=restart),
+    )
+    running = node_pb2.Workload(state=node_pb2.WORKLOAD_STATE_RUNNING, pid=7, name="c")
+    lines = render.workload_table([waits, running], 1061.0).splitlines()
+    assert [line.split() for line in lines] == [
+        ["NAME", "PID", "STATE", "SINCE", "RESTARTS", "COMMAND"],
+        ["a", "-", "restarting", "(status", "3)", "-", "4", "web"],
+        ["c", "7", "running", "-", "0"],
+    ]
+
+
 def test_preflight_and_checks() -> None:
     problem = types_pb2.Problem(
         code="tty",

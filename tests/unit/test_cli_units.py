@@ -6,12 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phaul.v1 import types_pb2
+from phaul_client.cli.parameters import parse_cpus, parse_restart
 from phaul_client.cli.units import (
     format_bytes,
     format_rate,
     format_seconds,
     parse_duration,
     parse_rate,
+    parse_size,
 )
 
 
@@ -124,3 +127,44 @@ def test_nothing_but_a_value_error(text: str) -> None:
     for parse in (parse_duration, parse_rate):
         with contextlib.suppress(ValueError):
             assert parse(text) > 0
+
+
+@pytest.mark.parametrize(("text", "size_bytes"), [("64M", 64 << 20), ("1.5GiB", 3 << 29), ("2GB", 2 * 10**9), ("7", 7)])
+def test_sizes(text: str, size_bytes: int) -> None:
+    assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "M", "1Gbit", "1M/s", "-1", "1 apple"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "most"),
+    [
+        ("no", types_pb2.RESTART_MODE_NO, 0),
+        ("always", types_pb2.RESTART_MODE_ALWAYS, 0),
+        ("on-failure", types_pb2.RESTART_MODE_ON_FAILURE, 0),
+        ("on-failure:5", types_pb2.RESTART_MODE_ON_FAILURE, 5),
+    ],
+)
+def test_restart_policies(text: str, mode: types_pb2.RestartMode.ValueType, most: int) -> None:
+    assert parse_restart(text) == types_pb2.RestartPolicy(mode=mode, max_restarts=most)
+
+
+@pytest.mark.parametrize("text", ["", "yes", "always:3", "on-failure:", "on-failure:0", "on-failure:x"])
+def test_what_is_no_restart_policy(text: str) -> None:
+    with pytest.raises(ValueError, match="is none of no, on-failure"):
+        parse_restart(text)
+
+
+@pytest.mark.parametrize(("text", "millis"), [("2", 2000), ("0.5", 500), ("0.01", 10)])
+def test_processors(text: str, millis: int) -> None:
+    assert parse_cpus(text) == millis
+
+
+@pytest.mark.parametrize("text", ["", "0", "0.001", "nan", "inf", "-1", "two"])
+def test_what_is_no_number_of_processors(text: str) -> None:
+    with pytest.raises(ValueError, match="is no number of processors"):
+        parse_cpus(text)

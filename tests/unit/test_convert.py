@@ -1,6 +1,7 @@
 """Between plain values and messages; and destinations as people write them."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -14,7 +15,8 @@ from phaul_client.errors import InvalidRequest, PeerRefused
 from phaul_client.policy import DowntimePolicy, Finish, Iterate, IterStats, Limits
 from phauld import convert, session
 from phauld.migrations_service import with_port
-from phauld.workload_spec import WorkloadSpec
+from phauld.restart_policy import Restart, When
+from phauld.workload_spec import CgroupLimits, WorkloadSpec
 
 
 @given(st.floats(0, 1e9))
@@ -103,11 +105,33 @@ def test_a_round_without_a_forecast_can_be_told() -> None:
         WorkloadSpec(name="moved-1", argv=(), new_pid_namespace=False),
         WorkloadSpec(name="shared", argv=("db",), new_ipc_namespace=True),
         WorkloadSpec(name="db", argv=("db",), user="postgres:ssl", limits={"nofile": 100, "core": 0}),
+        WorkloadSpec(name="web", argv=("web",), restart=Restart(when=When.ON_FAILURE, most=5)),
+        WorkloadSpec(name="web", argv=("web",), restart=Restart(when=When.ALWAYS)),
+        WorkloadSpec(name="web", argv=("web",), cgroup=CgroupLimits(memory_bytes=1 << 40, cpu_millis=1500, pids=7)),
     ],
 )
 def test_a_workload_keeps_all_that_it_is(spec: WorkloadSpec) -> None:
     message = types_pb2.WorkloadSpec.FromString(convert.workload_message(spec).SerializeToString())
     assert convert.workload_spec(message) == spec
+    assert WorkloadSpec.from_json(json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+
+
+@pytest.mark.parametrize(
+    ("restart", "match"),
+    [
+        (types_pb2.RestartPolicy(mode=99), "restart mode 99 is unknown"),  # type: ignore[arg-type]
+        (types_pb2.RestartPolicy(mode=types_pb2.RESTART_MODE_ALWAYS, max_restarts=3), "for on-failure only"),
+        (types_pb2.RestartPolicy(max_restarts=3), "for on-failure only"),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_refused(restart: types_pb2.RestartPolicy, match: str) -> None:
+    with pytest.raises(InvalidRequest, match=match):
+        convert.workload_spec(types_pb2.WorkloadSpec(name="web", argv=["web"], restart=restart))
+
+
+def test_a_record_of_an_older_phauld_is_read() -> None:
+    old = {"name": "web", "argv": ["web"], "env": {}, "cwd": "/", "log_path": "", "new_pid_namespace": True}
+    assert WorkloadSpec.from_json(old) == WorkloadSpec(name="web", argv=("web",))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "-a", "a/b", "../a", "a b", "a\n", "a" * 64, "ä"])

@@ -32,6 +32,7 @@ def asked(mode: Mode = Mode.AUTO, *, compression: Compression | None = None) -> 
         compression=compression,
         has_sync=False,
         is_podmans=False,
+        is_limited=False,
         is_restarted=False,
     )
 

@@ -3,7 +3,7 @@
     moves.py STEPS
 
 STEPS is a JSON array; each step is one of
-    {"run": NAME, "argv": […], "on": "a"}
+    {"run": NAME, "argv": […], "on": "a"}                       "spec": further fields of its WorkloadSpec
     {"ask": NAME, "on": "a", "port": N, "question": TEXT}       of writer.py
     {"move": NAME, "from": "a", "to": "b", "options": {…}}      options as in phaul.v1.Options
                                                                 "switch": true: to post-copy, in its first round
@@ -66,7 +66,12 @@ async def ask(step: Answer) -> Answer:
 
 async def run(channels: Channels, step: Answer) -> Answer:
     spec = types_pb2.WorkloadSpec(
-        name=step["run"], argv=step["argv"], env=ENVIRONMENT, working_directory="/", own_time_namespace=True
+        name=step["run"],
+        argv=step["argv"],
+        env=ENVIRONMENT,
+        working_directory="/",
+        own_time_namespace=True,
+        **step.get("spec", {}),
     )
     stub: node_pb2_grpc.NodeAsyncStub = node_pb2_grpc.NodeStub(channels[step["on"]])
     return as_dict((await stub.RunWorkload(node_pb2.RunWorkloadRequest(spec=spec))).workload)
