@@ -64,6 +64,11 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
         """Migrations that are not over."""
         return sum(not each.is_over for each in self._migrations.values())
 
+    def is_open(self, migration_id: str) -> bool:
+        """Whether it is one of this node's, and not over."""
+        found = self._migrations.get(migration_id)
+        return found is not None and not found.is_over
+
     def newest(self, number: int) -> list[migrations_pb2.Migration]:
         """The records of so many migrations, newest first, and of all that are not over."""
         every = list(reversed(self._migrations.values()))

@@ -156,6 +156,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     await server.start()
     _give_socket(config)
     await migrations.recover()
+    workloads.is_open = migrations.is_open
     restarts = Restarts(workloads, journal)
     await restarts.start()
     pruning = asyncio.create_task(prune_regularly(journal, config.journal_keep), name="pruning")

@@ -216,11 +216,11 @@ def _state(files: RecordFiles, created_at: float) -> tuple[State, int | None]:
 def _standing(files: RecordFiles) -> Standing:
     if files.moved is not None:
         return Standing.MOVED
+    if files.stopped is not None:  # whatever becomes of a migration: it is not started again
+        return Standing.STOPPED
     if files.leaving is not None:
         return Standing.LEAVING
-    if files.arriving is not None:
-        return Standing.ARRIVING
-    return Standing.STOPPED if files.stopped is not None else Standing.HERE
+    return Standing.ARRIVING if files.arriving is not None else Standing.HERE
 
 
 def _ending(files: RecordFiles, state: State, spec: WorkloadSpec) -> Ending:

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ class Workloads:
         self._log_dir = log_dir
         log_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
         self._reapers: set[asyncio.Task[int]] = set()
+        self.is_open: Callable[[str], bool] = lambda _: True  #: whether a migration away from here is not over
 
     def list(self) -> list[Workload]:
         """The newest record of every name, in the order of their making."""
@@ -203,13 +205,14 @@ class Workloads:
         Raises `WorkloadNotFound`, and `PhaulError` WRONG_PHASE if it is on the move and might be restarted elsewhere.
         """
         workload = self.get(name)
-        if workload.is_present and workload.spec.restart != NEVER:
-            if workload.leaving:
-                raise PhaulError(
-                    f"{name} is on the move",
-                    reason="WRONG_PHASE",
-                    remedy=f"phaul cancel {workload.leaving}, or stop it where it arrives",
-                )
+        is_moving = bool(workload.leaving) and self.is_open(workload.leaving)
+        if is_moving and workload.is_present and workload.spec.restart != NEVER:
+            raise PhaulError(
+                f"{name} is on the move",
+                reason="WRONG_PHASE",
+                remedy=f"phaul cancel {workload.leaving}, or stop it where it arrives",
+            )
+        if workload.is_present and not is_moving:
             shim.write_json(str(workload.directory), "stopped.json", {"at": time.time()})
             workload = self.get(name)
         while workload.state in ("starting", "ending"):  # a moment, or as long as a migration

@@ -27,7 +27,7 @@ from tests.restarting import Restarting
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
 
 REACH_SECONDS = 20.0
-QUIET_SECONDS = 0.7  #: for a second copy to show itself
+QUIET_SECONDS = 0.4  #: for a second copy to show itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import pytest
 from phaul_client import commit
 from phaul_client.errors import PhaulError
 from phauld import custody, session
+from phauld import restarts as restarts_module
 from phauld.journal import Journal
 from phauld.restart_policy import NEVER, Attempts, Restart, When
 from phauld.restarts import Restarts
@@ -23,6 +24,11 @@ from phauld.workloads import Workloads
 from tests.nodes import until
 
 pytestmark = pytest.mark.criu
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarts_module, "UNSETTLED_POLL_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -59,7 +65,7 @@ async def ended(workloads: Workloads, mark: str, when: When = When.ALWAYS) -> Wo
     return workloads.get("web")
 
 
-async def restarted(workloads: Workloads, journal: Journal, seconds: float = 0.8) -> Workload:
+async def restarted(workloads: Workloads, journal: Journal, seconds: float = 0.4) -> Workload:
     """As it stands when a new phauld has looked at it."""
     restarts = Restarts(workloads, journal)
     await restarts.start()
@@ -120,7 +126,7 @@ async def test_doubt_that_ends_later(workloads: Workloads, journal: Journal) -> 
     await record.record(commit.Phase.HELD, destination="b:1")
     restarts = Restarts(workloads, journal)
     await restarts.start()
-    await asyncio.sleep(0.8)
+    await asyncio.sleep(0.4)
     assert workloads.get("web").state == "ending"
     await record.record(commit.Phase.ROLLED_BACK)
     async with asyncio.timeout(10):
@@ -152,3 +158,17 @@ async def test_a_word_to_stop_it_is_heard_where_it_arrives(workloads: Workloads,
     assert custody.carried(started)[0].restart == NEVER
     workloads.send_signal("web", signal.SIGKILL)
     assert (await stopping).state == "exited"
+
+
+@pytest.mark.parametrize("when", [When.ALWAYS, When.NO])
+async def test_a_migration_that_nobody_knows_does_not_keep_it_from_being_stopped(
+    workloads: Workloads, when: When
+) -> None:
+    """The journal was lost, for instance."""
+    await ended(workloads, "leaving.json", when)
+    if when is When.ALWAYS:
+        with pytest.raises(PhaulError, match="on the move"):
+            await workloads.stop("web", signal.SIGTERM, 0)
+    workloads.is_open = lambda _: False
+    assert (await workloads.stop("web", signal.SIGTERM, 0)).state == "exited"
+    workloads.remove("web")
