@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 from phaul_client import commit
+from phaul_client.cargo import Cargo
 from phaul_client.commit import Do, Event, Phase
 from phaul_client.config import Config
 from phaul_client.coordinator import Coordinator, Journal, nothing
@@ -22,10 +23,9 @@ from phaul_client.cork import uncork
 from phaul_client.doubt import Doubt
 from phaul_client.errors import MigrationCancelled, PeerError, PhaulError, RolledBack
 from phaul_client.images import open_directory, relative_parent
-from phaul_client.pieces import carried_pieces, image_pieces
+from phaul_client.pieces import image_pieces
 from phaul_client.remote import GrpcRemote
 from phaul_client.status import reason_of, remedy_of
-from phaul_client.syncing import FileSync
 from phaul_client.timeline import Step, aligned
 from phaul_client.tree import Tree, identity, is_alive, stopped_pids
 from phaul_client.tree_lock import TreeLock
@@ -64,24 +64,13 @@ class ServesPages(Local, Protocol):
         """
 
 
-class Baggage(Protocol):
-    """Files that travel with the tree and are more than a few."""
-
-    async def first(self) -> None:
-        """Send them while the tree runs. Raises `PhaulError`, `OSError`."""
-
-    async def rest(self) -> None:
-        """Send what has changed since; the tree stands still. Raises `PhaulError`, `OSError`."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How the last step is done."""
 
     dump: DumpOptions  #: everything but descriptors, directories and the parent
     root: Mapping[str, Any] | None = None  #: whom the PID named when it was chosen; `None`: whoever has it now
-    carried: tuple[Path, ...] = ()  #: files that travel with the tree, such as its log
-    baggage: Baggage | None = None
+    cargo: Cargo | None = None  #: files that go with the tree
     freeze_budget_seconds: float = 60.0  #: a tree that stands still for longer is let run on
     doubt: Doubt = field(default_factory=Doubt)
 
@@ -122,14 +111,13 @@ class CriuLocal(Coordinator):
         self._settings = settings
         self._config: Config | None = None
         self._directory = Path()
-        self._carried_bytes: dict[Path, int] = {}
         self._stopped_before: frozenset[int] = frozenset()
         self._stop_wanted: Event | None = None  # a cancel or a deadline, until it has become an event
         self._task: asyncio.Task[object] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._image_files = 0
         self._lock = TreeLock()
-        self.files: FileSync | None = None  #: directories that move along
+        self.cargo = settings.cargo or Cargo(remote)
         self.pause_seconds: float | None = None
         self.dump_stats: DumpStats | None = None
         self.image_bytes = 0
@@ -155,29 +143,6 @@ class CriuLocal(Coordinator):
         self._cause = self._cause or error
         return self.cancel(Event.FAILED)
 
-    async def carry_beforehand(self) -> None:
-        """Send the carried files while the tree runs, so that only their tails are left. Raises `PeerError`."""
-        for path in self._settings.carried:
-            answer = await self._remote.put_images(carried_pieces(path))
-            self._carried_bytes[path] = answer.bytes
-        if self._settings.baggage is not None:
-            await self._settings.baggage.first()
-
-    async def copy_files(self) -> None:
-        """Make the directories that move along the same there, while the tree runs. Raises `PhaulError`."""
-        if self.files is not None:
-            await self.files.copy()
-
-    async def prepare_files(self) -> None:
-        """The same for what changed since; the last pass is ready then. Raises `PhaulError`."""
-        if self.files is not None:
-            await self.files.prepare()
-
-    def freeze_files(self) -> None:
-        """The tree stands still: the last pass goes on beside the dump."""
-        if self.files is not None:
-            self.files.freeze()
-
     async def dump_copy_restore(self, criu: Criu, config: Config, last_client_images_path: Path | None) -> None:
         """See `Local`. Raises `RolledBack` or `MigrationCancelled` (the tree runs on here)."""
         self._config = config
@@ -186,7 +151,7 @@ class CriuLocal(Coordinator):
         self._directory.mkdir(mode=0o700)
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            await self.prepare_files()
+            await self.cargo.prepare()
             options = dataclasses.replace(
                 self._settings.dump,
                 images_dir_fd=descriptor,
@@ -248,7 +213,7 @@ class CriuLocal(Coordinator):
                 assert self._config is not None
                 self._lock.lock(self._config.pid)
                 uncork(self._config.memfd)
-                self.freeze_files()  # criu asks this once it holds every task
+                self.cargo.freeze()  # criu asks this once it holds every task
             case "post-dump":
                 await self.fire(Event.TREE_FROZEN)
                 if self._phase is Phase.ROLLING_BACK:
@@ -294,15 +259,11 @@ class CriuLocal(Coordinator):
         index = self._remote.image_index
         pieces = list(image_pieces(self._directory, index))
         self._image_files = len({piece.image_name for piece in pieces})
-        for path in self._settings.carried:
-            pieces += carried_pieces(path, self._carried_bytes.get(path, 0))
+        pieces += self.cargo.tails()
         try:
-            if self._settings.baggage is not None:
-                await self._settings.baggage.rest()
+            await self.cargo.send_rest()
             self.image_bytes = (await self._remote.put_images(pieces)).bytes
-            if self.files is not None:
-                await self.files.finish()
-                self.steps += [self.files.step] if self.files.step is not None else []
+            self.steps += await self.cargo.finish()
         except (PhaulError, OSError, TimeoutError) as exc:
             return self._failed(exc)
         return Event.IMAGES_COPIED

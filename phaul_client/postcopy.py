@@ -84,7 +84,7 @@ class PostcopyLocal(CriuLocal):
         self._directory.mkdir(mode=0o700)
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            await self.prepare_files()
+            await self.cargo.prepare()
             if last_client_images_path is None:  # else every page would count as written to
                 await collapse_tree(config.pid)
             options = dataclasses.replace(self._settings.dump, pid=config.pid)
@@ -192,7 +192,7 @@ class PostcopyLocal(CriuLocal):
             case "query-ext-files":
                 assert self._config is not None
                 self._lock.lock(self._config.pid)
-                self.freeze_files()
+                self.cargo.freeze()
             case "post-dump":
                 self.steps.append(Step("freeze and dump", self._frozen_at, time.monotonic()))
                 await self.fire(Event.TREE_FROZEN)

@@ -8,8 +8,8 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from phaul.v1 import types_pb2
 from phaul_client.addresses import Address, parse_address
+from phaul_client.cargo import Cargo
 from phaul_client.commit import Phase
 from phaul_client.containers.baggage import Baggage
 from phaul_client.containers.leaving import clear, leaving
@@ -17,7 +17,6 @@ from phaul_client.containers.links import Links
 from phaul_client.coordinator import Coordinator
 from phaul_client.hook_calls import Hooks
 from phaul_client.hooks import Facts, Hook, Side
-from phaul_client.local import CriuLocal
 from phaul_client.movers import Addresses
 from phaul_client.remote import GrpcRemote
 from phaul_client.syncing import FileSync
@@ -43,26 +42,15 @@ class Belongings:
         self._baggage: Baggage | None = None
         self._leaving: Mapping[str, Any] | None = None
 
-    def pack(self, remote: GrpcRemote, container: types_pb2.Container) -> Baggage | None:
-        """The files of a container; `None` for what is none."""
-        found = self._target.container
-        if found is None:
-            return None
-        self._leaving = leaving(found, tuple(link.outer for link in container.links))
-        log = found.podman.log_path if found.podman is not None else None
-        self._baggage = Baggage(found.rootfs, self._target.pid, remote, log)
-        return self._baggage
-
-    @property
-    def for_journal(self) -> dict[str, Any]:
-        """What `find` needs after a restart."""
-        return {"container": self._leaving} if self._leaving is not None else {}
-
-    def give(self, local: CriuLocal, remote: GrpcRemote, plan: Plan, options: Options) -> None:
-        """Everything that goes along, to the one who moves the tree."""
-        self._give(local, plan.here, options.hooks, is_recovered=False)
+    def pack(self, remote: GrpcRemote, plan: Plan, options: Options) -> Cargo:
+        """Its files: a log, a container's, directories."""
+        found, sync = self._target.container, None
+        if found is not None:
+            self._leaving = leaving(found, tuple(link.outer for link in plan.container.links))
+            log = found.podman.log_path if found.podman is not None else None
+            self._baggage = Baggage(found.rootfs, self._target.pid, remote, log)
         if options.sync:
-            local.files = FileSync(
+            sync = FileSync(
                 remote,
                 options.sync,
                 self._target.pid,
@@ -70,6 +58,16 @@ class Belongings:
                 bandwidth_bytes_per_second=options.bandwidth_limit_bytes_per_second,
                 after_dump=plan.chosen.link_remap,
             )
+        return Cargo(remote, self._target.carried, baggage=self._baggage, sync=sync)
+
+    @property
+    def for_journal(self) -> dict[str, Any]:
+        """What `find` needs after a restart."""
+        return {"container": self._leaving} if self._leaving is not None else {}
+
+    def give(self, local: Coordinator, plan: Plan, options: Options) -> None:
+        """Everything else that goes along, to the one who moves the tree."""
+        self._give(local, plan.here, options.hooks, is_recovered=False)
 
     def find(self, recovery: Coordinator, detail: Mapping[str, Any], options: Options) -> None:
         """The same after a restart, from the journal."""
@@ -87,12 +85,11 @@ class Belongings:
             task.cancel()
             self._report.record.status_text = ""
 
-    async def end_files(self, local: CriuLocal) -> None:
-        """Of directories: nothing more is sent; what was is on record."""
-        if local.files is not None:
-            await local.files.aclose()
-            del self._report.record.synced[:]
-            self._report.record.synced.extend(local.files.report())
+    async def unpack(self, cargo: Cargo) -> None:
+        """Nothing more is sent; what was is on record."""
+        await cargo.aclose()
+        del self._report.record.synced[:]
+        self._report.record.synced.extend(cargo.report())
 
     async def part(self, coordinator: Coordinator) -> None:
         """The tree runs, here or there, for good: whoever has still to be told is."""

@@ -54,9 +54,8 @@ class Coordinators:
         """For a tree that runs here; what a recovery would need of it goes into the journal with the first phase."""
         settings = Settings(
             dump=dataclasses.replace(dump_options(self._target.pid, plan.chosen), external=plan.externals),
-            baggage=self._belongings.pack(remote, plan.container),
+            cargo=self._belongings.pack(remote, plan, options),
             root=self._target.identity,
-            carried=self._target.carried,
             freeze_budget_seconds=options.freeze_budget_seconds,
             doubt=_doubt(options),
         )
@@ -71,7 +70,7 @@ class Coordinators:
             **self._belongings.for_journal,
         )
         local = self._mover(remote, plan, settings, on_phase)
-        self._belongings.give(local, remote, plan, options)
+        self._belongings.give(local, plan, options)
         return local
 
     def _mover(self, remote: GrpcRemote, plan: Plan, settings: Settings, on_phase: OnPhase) -> CriuLocal:

@@ -56,10 +56,10 @@ class Movement:
 
     async def _send_files(self, local: CriuLocal) -> None:
         async with self._belongings.telling():
-            await local.carry_beforehand()
+            await local.cargo.send()
         record, sync = self._report.record, self._controls.options.sync
         record.status_text = f"copies files: {', '.join(sync)}" if sync else ""
-        await local.copy_files()
+        await local.cargo.copy()
         record.status_text = ""
 
     async def _send_tree(self, local: CriuLocal, remote: GrpcRemote, plan: Plan) -> None:

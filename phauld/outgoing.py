@@ -342,7 +342,7 @@ class Outgoing:
             except (Exception, asyncio.CancelledError) as exc:
                 await local.unwind(exc)
             finally:
-                await self._belongings.end_files(local)
+                await self._belongings.unpack(local.cargo)
                 self._report.on_last_step(local)
             self._moved(local)
 

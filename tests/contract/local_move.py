@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from phaul_client.cargo import Cargo
 from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
 from phaul_client.doubt import Doubt
@@ -131,7 +132,7 @@ class Move:
             Settings(
                 dump=DumpOptions(images_dir_fd=-1, pid=0),
                 root=self.root,
-                carried=self.carried,
+                cargo=Cargo(self.remote, self.carried),
                 freeze_budget_seconds=self.freeze_budget_seconds,
                 doubt=self.doubt,
             ),
