@@ -39,6 +39,7 @@ class Seen:
 
     answers: int = 0  #: rows that PostgreSQL said are committed
     longest_gap_ms: float = 0.0  #: between two answers
+    gaps_ms: list[float] = dataclasses.field(default_factory=list)  #: the longest until each signal
     connections: int = 1  #: of the writer
     transactions: int = 0  #: that were open across a move, and committed behind it
     read_back: int = 0  #: rows that were there at the end
@@ -159,18 +160,21 @@ def follow(result: Path, seen: Seen, told: list[int], connection: Callable[[], C
     writer.rows(f"CREATE TABLE filler AS {filler}; CREATE INDEX ON filler (g)")
     holding = connection()
     holder = Holder(holding, 0)
-    last = shown = 0.0
+    last = shown = gap = 0.0
     while True:
         if told:
+            seen.gaps_ms.append(gap)
             holder.finish(writer)
             seen.transactions += 1
             if told.pop(0) == signal.SIGTERM:
                 break
             holder = Holder(holding, seen.transactions)
+            last = gap = 0.0
         writer.rows(f"INSERT INTO beats VALUES ({seen.answers}); UPDATE total SET sum = sum + {seen.answers}")
         now = time.monotonic()
         if last:
-            seen.longest_gap_ms = max(seen.longest_gap_ms, round((now - last) * 1000, 1))
+            gap = max(gap, round((now - last) * 1000, 1))
+            seen.longest_gap_ms = max(seen.longest_gap_ms, gap)
         last = now
         seen.answers += 1
         if now > shown + SHOW_SECONDS:

@@ -26,6 +26,7 @@ from tests.workloads.conftest import MODES, Outside, Row, record
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(300)]
 
 BY_DEFAULT: Final = "lazy"
+ROLLED_BACK: Final = 4
 CLIENT: Final = Path(__file__).with_name("postgres_client.py")
 NEEDS: Final = {"pg_ctlcluster": "postgresql", "gcc": "gcc"}
 SETTINGS: Final = f"""
@@ -98,7 +99,11 @@ async def test_it_moves_with_its_connections_and_an_open_transaction(
     words = [sys.executable, "-I", str(CLIENT), str(result), other.lan_address, ADDRESS, str(PORT)]
     client = Outside(result, await other.start(words))
     await client.progress()
-    exit_code, report = await migrate(a, "postgres", b, "--move-address", ADDRESS, *MODES[mode])
+    options = ("--move-address", ADDRESS, *MODES[mode])
+    exit_code, report = await migrate(a, "postgres", b, *options, "--freeze-budget", "10ms")
+    assert exit_code == ROLLED_BACK, report
+    await client.progress()
+    exit_code, report = await migrate(a, "postgres", b, *options)
     assert exit_code == 0, (report["error"], report["problems"])
     assert report["mode"] == ("post-copy" if mode == "post-copy" else "stop-copy"), report
     await client.progress()
