@@ -1,13 +1,14 @@
 """The client of a PostgreSQL that moves with its connections: one writes all the time, one has a transaction open.
 
-    postgres_client.py RESULT SOURCE_ADDRESS ADDRESS PORT     until SIGTERM; then RESULT holds `Seen` as JSON
+    postgres_client.py RESULT SOURCE_ADDRESS ADDRESS PORT PACE     until SIGTERM; then RESULT holds `Seen` as JSON
 
 Each answer of the writer is a row that PostgreSQL has committed. After SIGTERM the transaction, which was begun before
 the move, goes on, and it is looked whether all is as it was told: rows and their sum, each row once; the transaction's
 rows, cursor and lock, which nobody else sees or gets before it commits; the backends, which are the ones of before.
 On SIGUSR1 the transaction is committed and verified, and the next one begun.
 
-It speaks the protocol itself, and needs nothing but the standard library.
+PACE is the time, in seconds, from an answer to the next row. It speaks the protocol itself, and needs nothing but the
+standard library.
 """
 
 import dataclasses
@@ -24,7 +25,6 @@ from pathlib import Path
 
 START_SECONDS = 90.0
 ANSWER_SECONDS = 120.0
-PACE_SECONDS = 0.0005
 SHOW_SECONDS = 0.1
 FILLER_ROWS = 20000
 CURSOR_ROWS = 1000
@@ -139,19 +139,19 @@ def connect(source: str, address: str, port: int) -> Connection:
 
 
 def main() -> None:
-    result, source, address, port = sys.argv[1:]
+    result, source, address, port, pace = sys.argv[1:]
     told: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _: told.append(number))
     seen = Seen()
     try:
-        follow(Path(result), seen, told, lambda: connect(source, address, int(port)))
+        follow(Path(result), seen, told, float(pace), lambda: connect(source, address, int(port)))
     except (OSError, EOFError, ValueError) as exc:
         seen.failure = repr(exc)
     show(Path(result), seen)
 
 
-def follow(result: Path, seen: Seen, told: list[int], connection: Callable[[], Connection]) -> None:
+def follow(result: Path, seen: Seen, told: list[int], pace: float, connection: Callable[[], Connection]) -> None:
     writer = connection()
     writer.rows("CREATE TABLE beats (n bigint, at timestamptz DEFAULT clock_timestamp())")
     writer.rows("CREATE TABLE total (sum numeric); INSERT INTO total VALUES (0)")
@@ -180,7 +180,7 @@ def follow(result: Path, seen: Seen, told: list[int], connection: Callable[[], C
         if now > shown + SHOW_SECONDS:
             show(result, seen)
             shown = now
-        time.sleep(PACE_SECONDS)
+        time.sleep(pace)
     count = seen.answers
     for query, expected in (
         ("SELECT count(*), count(DISTINCT n), max(n) FROM beats", [[str(count), str(count), str(count - 1)]]),

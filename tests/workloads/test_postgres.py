@@ -26,6 +26,7 @@ from tests.workloads.conftest import MODES, Outside, Row, record
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(300)]
 
 BY_DEFAULT: Final = "lazy"
+PACE: Final = "0.0005"
 ROLLED_BACK: Final = 4
 CLIENT: Final = Path(__file__).with_name("postgres_client.py")
 NEEDS: Final = {"pg_ctlcluster": "postgresql", "gcc": "gcc"}
@@ -96,7 +97,7 @@ async def test_it_moves_with_its_connections_and_an_open_transaction(
     server = ["--name", "postgres", "--env", f"LD_PRELOAD={preload}", "--", str(programs / "postgres"), "-D", str(data)]
     await a.phaul("run", *server, check=True)
     result = tmp_path / "client.json"
-    words = [sys.executable, "-I", str(CLIENT), str(result), other.lan_address, ADDRESS, str(PORT)]
+    words = [sys.executable, "-I", str(CLIENT), str(result), other.lan_address, ADDRESS, str(PORT), PACE]
     client = Outside(result, await other.start(words))
     await client.progress()
     options = ("--move-address", ADDRESS, *MODES[mode])
