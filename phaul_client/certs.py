@@ -42,7 +42,8 @@ def issue(ca_directory: Path, name: str, directory: Path, days: int = NODE_DAYS)
         ca_key = serialization.load_pem_private_key((ca_directory / CA_KEY_FILE).read_bytes(), None)
         ca = x509.load_pem_x509_certificate(ca_pem)
     except (OSError, ValueError, TypeError) as exc:
-        raise InvalidRequest(f"no usable CA in {ca_directory}: {exc}", remedy="phaul certs init makes one") from exc
+        why = f"{exc.filename}: {exc.strerror}" if isinstance(exc, OSError) else str(exc)
+        raise InvalidRequest(f"no usable CA in {ca_directory}: {why}", remedy="phaul certs init makes one") from exc
     assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

@@ -46,7 +46,8 @@ class Guard:
             policy = parse_policy(self._path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as exc:
             remedy = "it needs [peers.NAME] with receive_from, send_to or administer = true"
-            raise InvalidRequest(f"policy {self._path}: {exc}", reason="UNAUTHORIZED", remedy=remedy) from exc
+            why = exc.strerror if isinstance(exc, OSError) else str(exc)
+            raise InvalidRequest(f"policy {self._path}: {why}", reason="UNAUTHORIZED", remedy=remedy) from exc
         is_settled = time.time() - looks[0] / 1e9 > SETTLED_SECONDS
         self._known = (looks, policy) if is_settled else None
         return policy
