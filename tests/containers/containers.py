@@ -210,6 +210,13 @@ class Container:
         processes = (await node.run(["ps", "-eo", "args"])).stdout.splitlines()
         return found + [line for line in processes if "in_container" in line]
 
+    async def is_gone_from(self, node: Node) -> None:
+        """Wait until nothing of it is left there. Raises TimeoutError."""
+        async with asyncio.timeout(20):
+            while left := await self.left_at(node):
+                await asyncio.sleep(0.1)
+                print(left)
+
     async def change(self, node: Node) -> None:
         """Something in it that is to move along."""
 

@@ -156,7 +156,7 @@ class PodmanContainer(Container):
         state = await self.state(node)
         assert (state["status"], state["ExitCode"]) == ("exited", 0)
         await lines(node, "rm", self.name)
-        assert await self.left_at(node) == []
+        await self.is_gone_from(node)
 
 
 def _fill(volume: Path, app: Path) -> None:
