@@ -63,7 +63,8 @@ async def settle(workload: Workload, journal: Journal) -> None:
         entry = await journal.get_outgoing(workload.leaving)
         if entry is None:  # no longer on record: then it is not known who has it
             logger.warning("not on record migration_id=%s workload=%s", workload.leaving, workload.name)
-        elif entry.phase is Phase.DONE:
+        elif entry.phase is Phase.DONE or (entry.phase is Phase.CONFIRMED and workload.pid is None):
+            # DONE waits for no disk: after CONFIRMED there is no way back.
             mark_moved(workload, entry.detail["destination"], workload.leaving)
         elif entry.phase is Phase.ROLLED_BACK:
             stays(workload, workload.leaving)

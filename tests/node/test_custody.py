@@ -77,6 +77,7 @@ async def restarted(workloads: Workloads, journal: Journal, seconds: float = 0.4
 LEFT = [
     (commit.Phase.DONE, When.ALWAYS, "moved"),
     (commit.Phase.DONE, When.NO, "moved"),
+    (commit.Phase.CONFIRMED, When.ALWAYS, "moved"),  # its end waits for no disk, and may never be on record
     (commit.Phase.ROLLED_BACK, When.ALWAYS, "running"),
     (commit.Phase.ROLLED_BACK, When.NO, "exited"),
     *((phase, When.ALWAYS, "ending") for phase in (commit.Phase.COMMITTED, commit.Phase.HELD, commit.Phase.FREEZING)),
