@@ -191,7 +191,15 @@ def start(case: Case, stage: Stage) -> subprocess.Popen[bytes]:
             why = errors.read_text() if errors.exists() else f"exit status {popen.returncode}"
             raise NotStarted(f"{case.name} does not run here: {why}")
         time.sleep(0.005)
+    while case.argv and popen.poll() is None and not _sleeps(popen.pid):  # it cannot say that it is ready
+        time.sleep(0.001)
     return popen
+
+
+def _sleeps(pid: int) -> bool:
+    """Whether it has begun: in the midst of its exec a process has no files mapped."""
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state == "S" and "libc" in Path(f"/proc/{pid}/maps").read_text()
 
 
 def _root(popen: subprocess.Popen[bytes], case: Case) -> int:
