@@ -66,16 +66,23 @@ def destination(migration: Migration) -> str:
 # Workloads
 
 
-def workload_state(workload: node_pb2.Workload) -> str:
-    """Where it stands, with how it ended or where it went."""
+def workload_state(workload: node_pb2.Workload, now_seconds: float | None = None) -> str:
+    """Where it stands, with how it ended, where it went, or when it is started again."""
     word = enum_word(_STATES, workload.state) or "-"
     if workload.state == node_pb2.WORKLOAD_STATE_EXITED:
-        return f"{word} ({ending(workload.exit_status)})"
+        return f"{word} ({_how(workload)})"
     if workload.state == node_pb2.WORKLOAD_STATE_MOVED and workload.moved_to:
         return f"moved to {workload.moved_to}"
     if workload.state == node_pb2.WORKLOAD_STATE_RESTARTING:
-        return f"{word} ({ending(workload.exit_status)})" if workload.HasField("exit_status") else word
+        if now_seconds is not None and workload.restart_at.seconds > now_seconds:
+            word = f"{word} in {workload.restart_at.seconds - now_seconds:.0f}s"
+        return f"{word} ({_how(workload)})" if workload.HasField("exit_status") else word
     return word
+
+
+def _how(workload: node_pb2.Workload) -> str:
+    how = ending(workload.exit_status)
+    return f"{how}: {visible(workload.start_error)}" if workload.start_error else how
 
 
 def ending(status: node_pb2.ExitStatus) -> str:
@@ -93,7 +100,7 @@ def workload_table(workloads: Iterable[node_pb2.Workload], now_seconds: float) -
         (
             each.name,
             str(each.pid) if each.pid else "-",
-            workload_state(each),
+            workload_state(each, now_seconds),
             format_age(now_seconds - each.started_at.seconds) if each.started_at.seconds else "-",
             *([str(each.restarts)] if counted else []),
             shorten(" ".join(shlex.join(each.spec.argv).split()), COMMAND_WIDTH),  # a program in an argument has lines

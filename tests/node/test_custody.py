@@ -173,3 +173,26 @@ async def test_a_migration_that_nobody_knows_does_not_keep_it_from_being_stopped
     workloads.is_open = lambda _: False
     assert (await workloads.stop("web", signal.SIGTERM, 0)).state == "exited"
     workloads.remove("web")
+
+
+@pytest.mark.parametrize(("when", "state"), [(When.ALWAYS, "running"), (When.ON_FAILURE, "lost"), (When.NO, "lost")])
+async def test_after_a_boot(workloads: Workloads, journal: Journal, when: When, state: str) -> None:
+    """Nobody saw how it ended, and its shim is gone, too; what is on record is of another boot."""
+    spec = WorkloadSpec(
+        name="web",
+        argv=("sleep", "100"),
+        log_path=workloads.log_path("web"),
+        env={"PATH": os.defpath},
+        new_pid_namespace=False,
+        restart=Restart(when=when),
+    )
+    started = await workloads.run(spec)
+    assert started.pid is not None
+    files = [started.directory / "shim.json", started.directory / "tree.json"]
+    os.kill(json.loads(files[0].read_text())["pid"], signal.SIGKILL)
+    os.kill(started.pid, signal.SIGKILL)
+    await until(lambda: workloads.get("web").state == "lost")  # in this boot, without an init: who knows what is left?
+    for file in files:
+        file.write_text(json.dumps({**json.loads(file.read_text()), "boot_id": "another"}))
+    found = await restarted(workloads, journal)
+    assert (found.state, found.attempts.restarts) == (state, int(state == "running"))

@@ -285,11 +285,19 @@ def test_restarts_are_counted_where_there_may_be_some() -> None:
         restarts=4,
         spec=types_pb2.WorkloadSpec(argv=["web"], restart=restart),
     )
+    waits.restart_at.FromSeconds(1073)
+    failed = node_pb2.Workload(
+        state=node_pb2.WORKLOAD_STATE_EXITED,
+        exit_status=node_pb2.ExitStatus(exit_code=127),
+        start_error="'web' is gone",
+        name="b",
+    )
     running = node_pb2.Workload(state=node_pb2.WORKLOAD_STATE_RUNNING, pid=7, name="c")
-    lines = render.workload_table([waits, running], 1061.0).splitlines()
+    lines = render.workload_table([waits, failed, running], 1061.0).splitlines()
     assert [line.split() for line in lines] == [
         ["NAME", "PID", "STATE", "SINCE", "RESTARTS", "COMMAND"],
-        ["a", "-", "restarting", "(status", "3)", "-", "4", "web"],
+        ["a", "-", "restarting", "in", "12s", "(status", "3)", "-", "4", "web"],
+        ["b", "-", "exited", "(status", "127:", "'web'", "is", "gone)", "-", "0"],
         ["c", "7", "running", "-", "0"],
     ]
 
