@@ -5,6 +5,7 @@ criu takes two transactions of the kernel for each TCP connection, we take one f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -33,10 +34,13 @@ class TreeLock:
         try:
             if not os.path.samefile(f"/proc/{options.pid}/ns/net", "/proc/self/ns/net"):
                 return cls()
-            return cls(ConnectionLock.open("phaul_lock_" + migration_id.replace("-", "_")))
+            lock = ConnectionLock.open("phaul_lock_" + migration_id.replace("-", "_"))
         except OSError as exc:
             logger.warning("criu locks the connections, which takes longer migration_id=%s error=%s", migration_id, exc)
             return cls()
+        with contextlib.suppress(OSError):  # then it is to be done in the freeze, or fails there
+            lock.foresee(descendants(options.pid))
+        return cls(lock)
 
     def options(self, options: DumpOptions) -> DumpOptions:
         """So that criu locks nothing, and holds the lock as long as it holds the tree."""

@@ -9,14 +9,26 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Final, NamedTuple, Self
 
 from phaul_criu import nft_messages
-from phaul_criu.connections import connections_of
+from phaul_criu.connections import Connection, connections_of
 from phaul_criu.nft_messages import ACCEPT, CRIU_MARK, DROP, HOOK_INPUT, HOOK_OUTPUT, IPV4, IPV6
 from phaul_criu.nftables import open_netfilter, transact
 
-_TYPE_IPV4, _TYPE_IPV6, _TYPE_PORT = 7, 8, 13
+_TYPE_PORT: Final = 13  # nft's number of the type inet_service
+
+
+class _Part(NamedTuple):
+    """The address in a key of a set."""
+
+    network: int
+    source: int  #: where that of the sender is in a packet's header; that of the receiver follows
+    length: int
+    type: int  #: nft's number
+
+
+_SETS: Final = {"ipv4": _Part(IPV4, 12, 4, 7), "ipv6": _Part(IPV6, 8, 16, 8)}
 
 
 class ConnectionLock:
@@ -25,6 +37,7 @@ class ConnectionLock:
     def __init__(self, table: str, netlink: socket.socket) -> None:
         self._table = table
         self._netlink = netlink
+        self._keys: set[tuple[str, bytes]] = set()  # with the set that each is in
 
     @classmethod
     def open(cls, table: str) -> Self:
@@ -32,28 +45,37 @@ class ConnectionLock:
         netlink = open_netfilter()
         try:
             lock = cls(table, netlink)
-            lock._send([nft_messages.new_owned_table(table), *_rules(table)])
+            lock._send([nft_messages.new_owned_table(table), *_sets(table)])
         except BaseException:
             netlink.close()
             raise
         return lock
 
     def fileno(self) -> int:
+        """Of the socket that it lives from."""
         return self._netlink.fileno()
+
+    def foresee(self, pids: Iterable[int]) -> None:
+        """Note the connections that they hold now: that is most of what `lock` would do. Raises `OSError`."""
+        self._send(self._update(pids))
 
     def lock(self, pids: Iterable[int]) -> int:
         """Lock every connection that these processes hold; how many. They must stand still. Raises `OSError`."""
-        connections = connections_of(pids)
-        keys: dict[str, list[bytes]] = {"ipv4": [], "ipv6": []}
-        for each in connections:
-            family = "ipv4" if len(each.address) == 4 else "ipv6"
-            keys[family].append(each.address + each.port + b"\0\0" + each.peer_address + each.peer_port + b"\0\0")
-        messages = [
-            message for name, found in keys.items() for message in nft_messages.new_elements(self._table, name, found)
-        ]
-        if messages:
-            self._send(messages)
-        return len(connections)
+        self._send([*self._update(pids), *_rules(self._table)])
+        return len(self._keys)
+
+    def _update(self, pids: Iterable[int]) -> list[bytes]:
+        """What is to be told of the connections that they hold now."""
+        keys = {_key(each) for each in connections_of(pids)}
+        messages = []
+        for name in _SETS:
+            for act, changed in (
+                (nft_messages.new_elements, keys - self._keys),
+                (nft_messages.delete_elements, self._keys - keys),
+            ):
+                messages += act(self._table, name, [key for where, key in changed if where == name])
+        self._keys = keys
+        return messages
 
     def release(self) -> None:
         """Remove it now, whoever else holds its socket. Raises `OSError`."""
@@ -65,30 +87,36 @@ class ConnectionLock:
         self._netlink.close()
 
     def _send(self, messages: Sequence[bytes]) -> None:
-        transact(self._netlink, messages, f"nftables table inet {self._table}")
+        if messages:
+            transact(self._netlink, messages, f"nftables table inet {self._table}")
+
+
+def _key(connection: Connection) -> tuple[str, bytes]:
+    address, port, peer_address, peer_port = connection
+    return ("ipv4" if len(address) == 4 else "ipv6", address + port + b"\0\0" + peer_address + peer_port + b"\0\0")
+
+
+def _sets(table: str) -> list[bytes]:
+    """Of connections, the tree's end first."""
+    messages = []
+    for number, (name, part) in enumerate(_SETS.items(), start=1):
+        key_type = part.type << 18 | _TYPE_PORT << 12 | part.type << 6 | _TYPE_PORT
+        messages.append(nft_messages.new_set(table, name, number, key_type, 2 * (part.length + 4)))
+    return messages
 
 
 def _rules(table: str) -> list[bytes]:
     """Packets of the connections in the sets are dropped, but for criu's own."""
     messages = []
-    for number, (name, address_type, address_bytes) in enumerate(
-        (("ipv4", _TYPE_IPV4, 4), ("ipv6", _TYPE_IPV6, 16)), start=1
-    ):
-        key_type = address_type << 18 | _TYPE_PORT << 12 | address_type << 6 | _TYPE_PORT
-        messages.append(nft_messages.new_set(table, name, number, key_type, 2 * (address_bytes + 4)))
+    accept, drop = nft_messages.verdict(ACCEPT), nft_messages.verdict(DROP)
     for chain, hook in (("in", HOOK_INPUT), ("out", HOOK_OUTPUT)):
         messages.append(nft_messages.new_chain(table, chain, hook))
-        messages.append(
-            nft_messages.new_rule(table, chain, *nft_messages.mark_is(CRIU_MARK), nft_messages.verdict(ACCEPT))
-        )
-        for name, network, source, length in (("ipv4", IPV4, 12, 4), ("ipv6", IPV6, 8, 16)):
-            sender = ((False, source, length), (True, 0, 2))
-            receiver = ((False, source + length, length), (True, 2, 2))
-            own, peer = (receiver, sender) if hook == HOOK_INPUT else (sender, receiver)
-            matches = (
-                *nft_messages.network_is(network),
-                *nft_messages.transport_is(socket.IPPROTO_TCP),
-                *nft_messages.parts_in_set(name, (*own, *peer)),
-            )
-            messages.append(nft_messages.new_rule(table, chain, *matches, nft_messages.verdict(DROP)))
+        messages.append(nft_messages.new_rule(table, chain, *nft_messages.mark_is(CRIU_MARK), accept))
+        for name, part in _SETS.items():
+            sender = ((False, part.source, part.length), (True, 0, 2))
+            receiver = ((False, part.source + part.length, part.length), (True, 2, 2))
+            ends = (*receiver, *sender) if hook == HOOK_INPUT else (*sender, *receiver)
+            protocols = (*nft_messages.network_is(part.network), *nft_messages.transport_is(socket.IPPROTO_TCP))
+            matches = (*protocols, *nft_messages.parts_in_set(name, ends))
+            messages.append(nft_messages.new_rule(table, chain, *matches, drop))
     return messages

@@ -1,4 +1,4 @@
-"""The TCP connections of a network namespace, and which of them a tree holds: asked of the kernel by sock_diag."""
+"""Which TCP connections a tree holds: asked of the kernel by sock_diag."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 _NETLINK_SOCK_DIAG: Final = 4
-_BY_FAMILY: Final = 20
+#: Of all families: asked by family, the kernel walks through all of its connections once for each.
+_GET_TCP_SOCKETS: Final = 18
 _REQUEST_DUMP: Final = 0x301
 _ERROR, _DONE = 2, 3
 _HEADER: Final = struct.Struct("=IHHII")
-#: inet_diag_req_v2: family, protocol, extensions, padding, states; the rest is zero.
-_QUESTION: Final = struct.Struct("=BBBxI48x")
-#: inet_diag_msg: family, state, …, ports, addresses, interface, cookie, …, inode.
-_ANSWER: Final = struct.Struct("=BBBB2s2s16s16sIQIIIII")
+#: inet_diag_req; what matters is the states.
+_QUESTION: Final = struct.Struct("=52xI4x")
+#: A header and inet_diag_msg: length, kind, …, family, state, …, ports, addresses, …, inode.
+_ANSWER: Final = struct.Struct("=IH10xBxxx2s2s16s16s28xI")
 #: All but TIME_WAIT, CLOSE, LISTEN and NEW_SYN_RECV: those have no connection that somebody holds.
 _CONNECTED: Final = 0xFFF & ~(1 << 6 | 1 << 7 | 1 << 10)
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _ANSWER_BYTES: Final = 1 << 18
+_SOCKET: Final = "socket:["
 
 
 class Connection(NamedTuple):
@@ -33,29 +35,22 @@ class Connection(NamedTuple):
     peer_port: bytes
 
 
-def connections_of(pids: Iterable[int]) -> list[Connection]:
+def connections_of(pids: Iterable[int]) -> set[Connection]:
     """The connections that these processes hold, in the network namespace of this one. Raises `OSError`."""
-    known = _all_connections()
-    if not known:
-        return []
-    held = {connection for pid in pids for inode in _sockets(pid) if (connection := known.get(inode)) is not None}
-    return sorted(held)
-
-
-def _all_connections() -> dict[str, Connection]:
-    """By the inode of the socket, as in /proc/PID/fd."""
-    found: dict[str, Connection] = {}
+    inodes = {inode for pid in pids for inode in _sockets(pid)}
+    found: set[Connection] = set()
+    if not inodes:
+        return found
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(5)
-        for family in (socket.AF_INET, socket.AF_INET6):
-            question = _QUESTION.pack(family, socket.IPPROTO_TCP, 0, _CONNECTED)
-            netlink.send(_HEADER.pack(_HEADER.size + len(question), _BY_FAMILY, _REQUEST_DUMP, 0, 0) + question)
-            while not _read(netlink.recv(_ANSWER_BYTES), found):
-                pass
+        question = _QUESTION.pack(_CONNECTED)
+        netlink.send(_HEADER.pack(_HEADER.size + len(question), _GET_TCP_SOCKETS, _REQUEST_DUMP, 0, 0) + question)
+        while not _read(netlink.recv(_ANSWER_BYTES), inodes, found):
+            pass
     return found
 
 
-def _read(answer: bytes, found: dict[str, Connection]) -> bool:
+def _read(answer: bytes, inodes: set[int], found: set[Connection]) -> bool:
     """Whether it was the last part. Raises OSError."""
     position = 0
     while position + _HEADER.size <= len(answer):
@@ -65,26 +60,29 @@ def _read(answer: bytes, found: dict[str, Connection]) -> bool:
         if kind == _ERROR:
             number = -struct.unpack_from("=i", answer, position + _HEADER.size)[0]
             raise OSError(number, f"the kernel does not tell of TCP connections: {os.strerror(number)}")
-        fields = _ANSWER.unpack_from(answer, position + _HEADER.size)
-        family, port, peer_port, address, peer_address, inode = fields[0], *fields[4:8], fields[-1]
+        _, _, family, port, peer_port, address, peer_address, inode = _ANSWER.unpack_from(answer, position)
+        position += (length + 3) & ~3
+        if inode not in inodes:
+            continue
         if family == socket.AF_INET:
             address, peer_address = address[:4], peer_address[:4]
         elif peer_address.startswith(_MAPPED):
             address, peer_address = address[12:], peer_address[12:]
-        found[f"socket:[{inode}]"] = Connection(address, port, peer_address, peer_port)
-        position += (length + 3) & ~3
+        found.add(Connection(address, port, peer_address, peer_port))
     return False
 
 
-def _sockets(pid: int) -> list[str]:
-    """What the descriptors of a process lead to; empty if it has ended."""
-    targets = []
+def _sockets(pid: int) -> list[int]:
+    """The inodes of the sockets of a process; empty if it has ended."""
+    inodes = []
     with suppress(FileNotFoundError, ProcessLookupError):
         directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in os.listdir(directory):
                 with suppress(FileNotFoundError):
-                    targets.append(os.readlink(name, dir_fd=directory))
+                    target = os.readlink(name, dir_fd=directory)
+                    if target.startswith(_SOCKET):
+                        inodes.append(int(target[len(_SOCKET) : -1]))
         finally:
             os.close(directory)
-    return targets
+    return inodes

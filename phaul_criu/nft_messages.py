@@ -14,8 +14,8 @@ CRIU_MARK: Final = 0xC114
 _SUBSYSTEM: Final = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN: Final = 16
 _BATCH_END: Final = 17
-_NEW_TABLE, _DELETE_TABLE, _NEW_CHAIN, _NEW_RULE, _NEW_SET, _NEW_ELEMENTS = (
-    _SUBSYSTEM | n for n in (0, 2, 3, 6, 9, 12)
+_NEW_TABLE, _DELETE_TABLE, _NEW_CHAIN, _NEW_RULE, _NEW_SET, _NEW_ELEMENTS, _DELETE_ELEMENTS = (
+    _SUBSYSTEM | n for n in (0, 2, 3, 6, 9, 12, 14)
 )
 _REQUEST, _ACK, _EXCLUSIVE, _CREATE, _APPEND = 0x1, 0x4, 0x200, 0x400, 0x800
 _MESSAGE_ERROR: Final = 2
@@ -66,15 +66,12 @@ def new_set(table: str, name: str, identity: int, key_type: int, key_bytes: int)
 
 def new_elements(table: str, name: str, keys: Iterable[bytes]) -> list[bytes]:
     """Messages that put these keys into a set."""
-    elements = [_nested(_LIST_ELEMENT, _nested(1, _attribute(1, key))) for key in keys]
-    return [
-        _message(
-            _NEW_ELEMENTS,
-            _CREATE,
-            _text(1, table) + _text(2, name) + _nested(3, b"".join(elements[start : start + _ELEMENTS_A_MESSAGE])),
-        )
-        for start in range(0, len(elements), _ELEMENTS_A_MESSAGE)
-    ]
+    return _elements(_NEW_ELEMENTS, _CREATE, table, name, keys)
+
+
+def delete_elements(table: str, name: str, keys: Iterable[bytes]) -> list[bytes]:
+    """Messages that take these keys, which are in it, out of a set."""
+    return _elements(_DELETE_ELEMENTS, 0, table, name, keys)
 
 
 def new_rule(table: str, chain: str, *expressions: bytes, family: int = INET) -> bytes:
@@ -151,6 +148,15 @@ def _load(register: int, of_transport: bool, offset: int, length: int) -> bytes:
 
 def _equals(value: bytes) -> bytes:
     return _expression("cmp", _number(1, _REGISTER) + _number(2, 0) + _nested(3, _attribute(1, value)))
+
+
+def _elements(kind: int, flags: int, table: str, name: str, keys: Iterable[bytes]) -> list[bytes]:
+    elements = [_nested(_LIST_ELEMENT, _nested(1, _attribute(1, key))) for key in keys]
+    chunks = range(0, len(elements), _ELEMENTS_A_MESSAGE)
+    names = _text(1, table) + _text(2, name)
+    return [
+        _message(kind, flags, names + _nested(3, b"".join(elements[at : at + _ELEMENTS_A_MESSAGE]))) for at in chunks
+    ]
 
 
 def _expression(name: str, attributes: bytes) -> bytes:
