@@ -79,7 +79,7 @@ class Fetching:
         argv = [str(criu), "lazy-pages", "-D", str(images), "-W", str(images), "-o", _LOG_FILE, "-v2"]
         hurry(self.relay.process["pid"])  # and so criu, which it starts
         try:
-            await self.relay.start(argv)
+            await self.relay.start(argv, self._pages)
         except (OSError, RelayGone) as exc:
             raise LazyPagesFailed("lazy-pages", str(exc)) from exc
         self.is_filling = True

@@ -235,7 +235,7 @@ class Fetch(Relay):
         super().__init__(directory, message_bytes)
         self._questions = Questions()
         self._lock = threading.Lock()
-        self._courtesy = Courtesy()
+        self._courtesy = Courtesy(0)
         self._asking: Connection | None = None  # the link on which everything open has been asked
 
     def command(self, message: dict[str, object], descriptors: list[int]) -> dict[str, object]:
@@ -243,15 +243,16 @@ class Fetch(Relay):
             case "start":
                 argv = message["argv"]
                 assert isinstance(argv, list)
-                self.start(argv)
+                self.start(argv, int(str(message.get("pages", 0))))
             case _:
                 return super().command(message, descriptors)
         return self.status()
 
-    def start(self, argv: list[str]) -> None:
-        """Start `criu lazy-pages` and wait until it listens."""
+    def start(self, argv: list[str], pages: int) -> None:
+        """Start `criu lazy-pages`, which is to bring so many pages, and wait until it listens."""
         if self.criu_pid:
             return
+        self._courtesy = Courtesy(pages)
         ready, theirs = socket.socketpair()
         descriptors = (theirs.fileno(), self.theirs.fileno())
         extra = ["--status-fd", str(descriptors[0]), "--page-server", "--ps-socket", str(descriptors[1])]
@@ -270,15 +271,22 @@ class Fetch(Relay):
     def take_questions(self) -> None:
         """criu closes the conversation when it ends, well or not: that is for its exit status to say, not for this."""
         with contextlib.suppress(OSError, EOFError):
+            following = b""
             while True:
-                message = self.receive_message()
+                message, following = following or self.receive_message(), b""
                 asked = frames.decode_criu(message)
-                if asked.command == Command.GET:
-                    if self._courtesy.gives_way(asked.pages, time.monotonic()):
-                        select.select([self.ours], [], [], GAP_SECONDS)
-                    self.ask(message)
-                else:
+                if asked.command != Command.GET:
                     self.ours.sendall(struct.pack("<i", 0))
+                    continue
+                if self._courtesy.gives_way(asked.pages, self.pages, time.monotonic()) and self.is_asked_again():
+                    following = self.receive_message()
+                    if frames.decode_criu(following).pages == 1:
+                        message = frames.for_one_page(message)
+                self.ask(message)
+
+    def is_asked_again(self) -> bool:
+        """Whether a question comes within a moment."""
+        return bool(select.select([self.ours], [], [], GAP_SECONDS)[0])
 
     def ask(self, message: bytes) -> None:
         with self._lock:

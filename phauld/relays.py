@@ -122,9 +122,12 @@ class Relay:
             except OSError as exc:
                 raise PeerUnavailable("page link", str(exc)) from exc
 
-    async def start(self, argv: list[str]) -> None:
-        """At a destination: start `criu lazy-pages` and wait until it listens. Raises `OSError` if it does not."""
-        await self._command({"do": "start", "argv": argv}, (), START_SECONDS)
+    async def start(self, argv: list[str], pages: int) -> None:
+        """At a destination: start `criu lazy-pages`, which is to bring so many pages, and wait until it listens.
+
+        Raises `OSError` if it does not.
+        """
+        await self._command({"do": "start", "argv": argv, "pages": pages}, (), START_SECONDS)
 
     async def criu_ended(self) -> int | None:
         """Wait until `criu lazy-pages`, or the relay, has ended; see `exit_status`."""
