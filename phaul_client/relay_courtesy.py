@@ -2,10 +2,9 @@
 
 A tree that has just been restored touches its first pages, one after the other, and wants a processor. criu asks for
 one page for whoever waits, for many in between, and takes the answers in the order of its questions; so a question for
-many is held back for a moment, in which one for a single page may come. If one comes, the question before it is made
-one for a single page, too, so that the two take no longer than one: criu asks for the rest again. That goes on for as
-long as such questions come, and not for long: whoever fills at full speed is done sooner. What is filled in a moment is
-not held back at all: that would keep a tree waiting for pages all over its memory. Measured: docs/performance.md.
+many is held back for a moment, in which one for a single page may come. That goes on for as long as such questions
+come, and not for long: whoever fills at full speed is done sooner. A memory that is filled in a moment is not held back
+at all: a tree that touches pages all over it would wait for longer. Measured: docs/performance.md.
 """
 
 from typing import Final
@@ -17,10 +16,10 @@ LEAST_SECONDS: Final = 0.15
 MOST_SECONDS: Final = 0.5
 #: After a question for one page: the next may come.
 QUIET_SECONDS: Final = 0.05
-#: What can be filled within this is filled at once.
+#: What is filled within this is filled at once.
 MOMENT_SECONDS: Final = 0.15
-#: How fast pages come, until there is something to tell it by.
-FIRST_PAGES_PER_SECOND: Final = 250_000
+#: How fast pages come over a quick link; it is one until, after `FIRST_SECONDS`, there is something to tell it by.
+PAGES_PER_SECOND: Final = 250_000
 FIRST_SECONDS: Final = 0.05
 
 
@@ -39,11 +38,13 @@ class Courtesy:
             return False
         if self._began_at is None:
             self._began_at = now
-        if self._left_seconds(arrived, now - self._began_at) <= MOMENT_SECONDS:
+        if self._takes_a_moment(arrived, now - self._began_at):
             return False
         least, quiet = self._began_at + LEAST_SECONDS, self._touched_at + QUIET_SECONDS
         return now < min(max(least, quiet), self._began_at + MOST_SECONDS)
 
-    def _left_seconds(self, arrived: int, elapsed_seconds: float) -> float:
-        speed = arrived / elapsed_seconds if elapsed_seconds > FIRST_SECONDS else FIRST_PAGES_PER_SECOND
-        return (self._pages - arrived) / max(speed, 1.0)
+    def _takes_a_moment(self, arrived: int, elapsed_seconds: float) -> bool:
+        if self._pages > MOMENT_SECONDS * PAGES_PER_SECOND:
+            return False
+        speed = arrived / elapsed_seconds if elapsed_seconds > FIRST_SECONDS else PAGES_PER_SECOND
+        return self._pages - arrived <= MOMENT_SECONDS * speed

@@ -79,12 +79,6 @@ def decode_criu(data: bytes) -> CriuMessage:
     return CriuMessage(command & _COMMAND_MASK, pages, address, image)
 
 
-def for_one_page(question: bytes) -> bytes:
-    """The same question for the first of its pages alone: criu may be given less than it asked for."""
-    command, _, address, image = CRIU_MESSAGE.unpack(question)
-    return CRIU_MESSAGE.pack(command, 1, address, image)
-
-
 def from_criu(data: bytes) -> bytes:
     """A message of either form as the relays have it. Raises `RemoteProtocolError`."""
     if len(data) == NARROW_MESSAGE.size:

@@ -271,22 +271,15 @@ class Fetch(Relay):
     def take_questions(self) -> None:
         """criu closes the conversation when it ends, well or not: that is for its exit status to say, not for this."""
         with contextlib.suppress(OSError, EOFError):
-            following = b""
             while True:
-                message, following = following or self.receive_message(), b""
+                message = self.receive_message()
                 asked = frames.decode_criu(message)
-                if asked.command != Command.GET:
+                if asked.command == Command.GET:
+                    if self._courtesy.gives_way(asked.pages, self.pages, time.monotonic()):
+                        select.select([self.ours], [], [], GAP_SECONDS)
+                    self.ask(message)
+                else:
                     self.ours.sendall(struct.pack("<i", 0))
-                    continue
-                if self._courtesy.gives_way(asked.pages, self.pages, time.monotonic()) and self.is_asked_again():
-                    following = self.receive_message()
-                    if frames.decode_criu(following).pages == 1:
-                        message = frames.for_one_page(message)
-                self.ask(message)
-
-    def is_asked_again(self) -> bool:
-        """Whether a question comes within a moment."""
-        return bool(select.select([self.ours], [], [], GAP_SECONDS)[0])
 
     def ask(self, message: bytes) -> None:
         with self._lock:
