@@ -15,18 +15,24 @@ from phaul.v1.types_pb2 import Options
 from tests.faults.bench import bench
 from tests.faults.gates import Verdict
 from tests.node.test_move_address import ADDRESS, PORT, VICTIMS, at_one_node, give, has_address, listening, progress
+from tests.node.test_postcopy import large_pipes
 from tests.nodes import Node, Nodes
+
+__all__ = ["large_pipes"]  # for every test here
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(300)]
 
-#: Of source S and destination D, and whose daemon is killed there.
+STOP_COPY: Final = Options(mode=types_pb2.MODE_STOP_COPY, restore_mode=types_pb2.RESTORE_MODE_EAGER)
+POST_COPY: Final = Options(mode=types_pb2.MODE_POST_COPY)
+#: Of source S and destination D, whose daemon is killed there, and how it moves.
 STEPS: Final = (
-    ("S:dump:query-ext-files:notify", "D"),
-    ("D:restore:post-restore:notify", "S"),
-    ("S>D:Commit:request", "S"),
-    ("S>D:Commit:request", "D"),
-    ("D:restore:post-restore:answer", "D"),
-    ("S>D:Commit:reply", "S"),
+    ("S:dump:query-ext-files:notify", "D", STOP_COPY),
+    ("D:restore:post-restore:notify", "S", STOP_COPY),
+    ("S>D:Commit:request", "S", STOP_COPY),
+    ("S>D:Commit:request", "D", STOP_COPY),
+    ("D:restore:post-restore:answer", "D", STOP_COPY),
+    ("S>D:Commit:reply", "S", STOP_COPY),
+    ("S>D:Commit:reply", "S", POST_COPY),
 )
 
 
@@ -46,7 +52,7 @@ async def test_a_daemon_killed_at_a_named_step(tmp_path: Path) -> None:
         words = [*python, str(VICTIMS / "tcp_client.py"), str(result), ADDRESS, str(PORT), "3"]
         client = await nodes.client.start(words)
         await progress(result)
-        for number, (step, killed) in enumerate(STEPS):
+        for number, (step, killed, options) in enumerate(STEPS):
             source = "a" if await has_address(nodes.a) else "b"
             roles = {"S": source, "D": "b" if source == "a" else "a"}
             who, colon, what = step.partition(":")
@@ -64,12 +70,10 @@ async def test_a_daemon_killed_at_a_named_step(tmp_path: Path) -> None:
                 migration_id=f"step-{number}",
                 workload="echo",
                 destination=made.links[source].address,
-                options=Options(
-                    move_addresses=[ADDRESS],
-                    tcp_policy=types_pb2.TCP_POLICY_KEEP,
-                    restore_mode=types_pb2.RESTORE_MODE_EAGER,
-                ),
+                options=options,
             )
+            request.options.move_addresses.append(ADDRESS)
+            request.options.tcp_policy = types_pb2.TCP_POLICY_KEEP
             await made.migrations(source).StartMigration(request, wait_for_ready=True, timeout=20)
             async with asyncio.timeout(30):
                 await happened.wait()
