@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
 from phaul_client.preflight.model import FileKind, MappedFile, OpenFile, TreeFacts
 from phaul_client.preflight.options import ChosenOptions, ghosts, nameless_links
 from phaul_client.preflight.problems import Problem, error, info, warning
 
+_OF_A_PROCESS: Final = re.compile(r"/proc/(\d+)(?:/|$)")
 #: Files of these kinds lie on a mount.
 _MOUNTED = frozenset({FileKind.REGULAR, FileKind.DIRECTORY, FileKind.CHARACTER_DEVICE, FileKind.FIFO})
 
@@ -21,6 +24,7 @@ def check_files(tree: TreeFacts, chosen: ChosenOptions) -> Iterator[Problem]:
         yield from _mount(file, tree)
         yield from _name(file, tree)
         yield from _epoll(file)
+        yield from _process_file(file, tree)
     for mapped in tree.mapped_files:
         yield from _mapping(mapped, tree, chosen)
 
@@ -67,6 +71,19 @@ def _name(file: OpenFile, tree: TreeFacts) -> Iterator[Problem]:
         return
     message = f"{file} is another file than the one that has this name now (replaced, or covered by a mount)"
     yield error("file-covered", file.path, message, "undo the mount, or let the program open the file again")
+
+
+def _process_file(file: OpenFile, tree: TreeFacts) -> Iterator[Problem]:
+    """In a PID namespace of its own a tree has other ids on each node, so other names in the /proc of the node."""
+    found, root = _OF_A_PROCESS.match(file.path), tree.root
+    if found is None or root is None or not tree.own_pid_namespace or int(found[1]) not in tree.pids:
+        return
+    if root.namespaces.get("mnt") != tree.reader_namespaces.get("mnt"):
+        return  # it may have a /proc of its own
+    message = f"{file} is open, and its process has another id in the /proc of the destination"
+    yield error(
+        "process-file", file.path, message, "try again if it is read now and then; else the program must close it"
+    )
 
 
 def _epoll(file: OpenFile) -> Iterator[Problem]:

@@ -356,6 +356,13 @@ fcntl.ioctl(kept, 0x400454ca, struct.pack("16sH22x", b"phaul-%d", 0x1001))
         moves=False,
     ),
     Case(
+        name="file-of-its-own-process-in-the-proc-of-the-node",
+        wrapper=_OWN_PIDS,
+        program='kept = open("/proc/self/stat")',
+        codes=codes("process-file"),
+        moves=False,
+    ),
+    Case(
         name="init-without-proc-in-a-deleted-directory",
         wrapper=_OWN_PIDS,
         program='os.mkdir(path("gone")); os.chdir(path("gone")); os.rmdir(path("gone"))',

@@ -20,12 +20,13 @@ from tests.vm.image import LabMissing
 from tests.vm.lab import Lab
 from tests.vm.programs import DATA, USER, unpack_all
 from tests.vm.scenarios import Answer, Moved, milliseconds, move, ready, take
-from tests.vm.test_precopy import DIGEST, FILL, REDIS_MIB
+from tests.vm.test_precopy import DIGEST, FILL
 from tests.workloads.titles import PAGE, has_cell
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.seldom]
 
 PORT: Final = 7300
+REDIS_MIB: Final = 8  #: beside what its client writes; making it takes redis far more
 ADDRESS: Final = "10.77.3.100"
 CLIENTS: Final = Path("/phaul/tests/workloads")
 RESULT: Final = "/tmp/client.json"
