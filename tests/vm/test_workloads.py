@@ -26,7 +26,7 @@ from tests.workloads.titles import PAGE, has_cell
 pytestmark = [pytest.mark.timeout(900), pytest.mark.seldom]
 
 PORT: Final = 7300
-REDIS_MIB: Final = 8  #: beside what its client writes; making it takes redis far more
+REDIS_MIB: Final = 4  #: beside what its client writes; making it takes redis far more
 ADDRESS: Final = "10.77.3.100"
 CLIENTS: Final = Path("/phaul/tests/workloads")
 RESULT: Final = "/tmp/client.json"
