@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import pytest
 
+from phauld.cgroup_limits import controls, scope_properties
+from phauld.workload_spec import CgroupLimits
 from tests.systemd.machines import NETWORK, NEWER, ROOT, Machine, newer_package, until
 from tests.victims.heartbeat import Beats, read_beats
 
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.timeout(300)
 
 HARDENING: Final = ROOT / "deploy/phauld-hardening.conf"
 CAP_MKNOD: Final = 27
+LIMITS: Final = CgroupLimits(memory_bytes=64 << 20, cpu_millis=500, pids=20)
 TREES: Final = 20
 QUIET_SECONDS: Final = 1.0
 SLOW_MIB: Final = 3  #: a second on the link: 64 MiB take 20 s
@@ -72,6 +75,22 @@ def test_a_restored_tree_is_in_a_scope_of_its_own(machines: Pair, json_report: d
     assert "scoped" not in a.running()
     assert "/phaul.slice/phaul-tree-scoped-" in cgroup(b, b.running()["scoped"])
     assert "phauld.service" in cgroup(b, b.main_pid)
+
+
+def test_limits_hold_in_a_scope_or_are_refused(machines: Pair) -> None:
+    """Which of them depends on the controllers that this machine's cgroup version 2 has."""
+    a, _ = machines
+    properties = [word for each in scope_properties(LIMITS) for word in ("--property", each)]
+    a.run("systemd-run", "--scope", "--quiet", *properties, "true")
+    words = ("phaul", "run", "--name", "limited", "--memory", "64M", "--cpus", "0.5", "--pids", "20")
+    said = a.run(*words, "--", "sleep", "100", check=False)
+    if "this node cannot limit" in said:
+        assert a.json("ps", "--all")["workloads"] == []
+        return
+    place = cgroup(a, a.running()["limited"]).removeprefix("0::/")
+    assert "phaul-tree-limited-" in place
+    held = {name: a.run("cat", f"/sys/fs/cgroup/{place}/{name}").strip() for name in controls(LIMITS)}
+    assert held == controls(LIMITS)
 
 
 def test_a_restart_touches_none_of_twenty_restored_trees(machines: Pair, json_report: dict[str, Any]) -> None:
