@@ -336,7 +336,11 @@ class Bench:
         for name, node in self.nodes.items():
             for workload in await self._ended_workloads(victim, name):
                 request = node_pb2.RemoveWorkloadRequest(name=workload.spec.name)
-                await self.node_service(name).RemoveWorkload(request, timeout=10)
+                try:
+                    await self.node_service(name).RemoveWorkload(request, timeout=10)
+                except grpc.aio.AioRpcError as exc:  # an abort has dropped it meanwhile
+                    if exc.code() is not grpc.StatusCode.NOT_FOUND:
+                        raise
             (node.root / victim.file.relative_to("/")).unlink(missing_ok=True)
             if name in ("a", *beating):  # where it never ran, a log is a leftover
                 (node.root / victim.log.relative_to("/")).unlink(missing_ok=True)
