@@ -64,6 +64,19 @@ class ServesPages(Local, Protocol):
         """
 
 
+class Guard(Protocol):
+    """Sees to a tree's connections if the criu that holds it is killed."""
+
+    async def watch(self, root_pid: int) -> None:
+        """From now on, for the tree that criu holds. Raises `OSError`."""
+
+    async def aclose(self) -> None:
+        """It is not needed any more."""
+
+
+StartGuard = Callable[[], Awaitable[Guard]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How the last step is done."""
@@ -73,6 +86,7 @@ class Settings:
     cargo: Cargo | None = None  #: files that go with the tree
     freeze_budget_seconds: float = 60.0  #: a tree that stands still for longer is let run on
     doubt: Doubt = field(default_factory=Doubt)
+    start_guard: StartGuard | None = None  #: of a tree whose connections are kept, should its criu be killed
 
 
 def unlock_network(directory: Path) -> None:
@@ -117,6 +131,7 @@ class CriuLocal(Coordinator):
         self._watchdog: asyncio.TimerHandle | None = None
         self._image_files = 0
         self._lock = TreeLock()
+        self._guard: Guard | None = None
         self.cargo = settings.cargo or Cargo(remote)
         self.pause_seconds: float | None = None
         self.dump_stats: DumpStats | None = None
@@ -161,7 +176,7 @@ class CriuLocal(Coordinator):
                 track_mem=last_client_images_path is not None,
                 log_file="dump.log",
             )
-            self._lock = TreeLock.prepare(self._migration_id, options)
+            await self._guard_connections(options)
             await self._dump(criu, self._lock.options(options))
             await self._complete()
         except (Exception, asyncio.CancelledError) as exc:
@@ -170,7 +185,7 @@ class CriuLocal(Coordinator):
         finally:
             self._stop_watchdog()
             os.close(descriptor)
-            self._lock.leave()
+            await self._leave_connections()
             if self._tree is not None:
                 self._tree.close()
 
@@ -211,13 +226,30 @@ class CriuLocal(Coordinator):
                 self._start_watchdog()
             case "query-ext-files":
                 assert self._config is not None
-                self._lock.lock(self._config.pid)
+                await self._hold_connections(self._config.pid)
                 uncork(self._config.memfd)
                 self.cargo.freeze()  # criu asks this once it holds every task
             case "post-dump":
                 await self.fire(Event.TREE_FROZEN)
                 if self._phase is Phase.ROLLING_BACK:
                     raise self._cause or RuntimeError("rolled back without a cause")
+
+    async def _guard_connections(self, options: DumpOptions) -> None:
+        """Before the freeze."""
+        self._lock = TreeLock.prepare(self._migration_id, options)
+        if options.tcp_established and self._settings.start_guard is not None:
+            self._guard = await self._settings.start_guard()
+
+    async def _hold_connections(self, pid: int) -> None:
+        """criu holds every task of the tree and has looked at no socket yet. Raises `OSError`."""
+        self._lock.lock(pid)
+        if self._guard is not None:
+            await self._guard.watch(pid)
+
+    async def _leave_connections(self) -> None:
+        self._lock.leave()
+        if self._guard is not None:
+            await self._guard.aclose()
 
     def _start_watchdog(self) -> None:
         """From now on the tree stands still. Until now it ran, and the wait for criu's turn may have been long."""

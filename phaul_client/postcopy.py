@@ -36,7 +36,6 @@ from phaul_client.serving import (
 )
 from phaul_client.timeline import Step
 from phaul_client.tree import identity, stopped_pids
-from phaul_client.tree_lock import TreeLock
 from phaul_criu.child import finish
 from phaul_criu.criu import Criu
 from phaul_criu.swrk import Notification, Swrk
@@ -88,7 +87,7 @@ class PostcopyLocal(CriuLocal):
             if last_client_images_path is None:  # else every page would count as written to
                 await collapse_tree(config.pid)
             options = dataclasses.replace(self._settings.dump, pid=config.pid)
-            self._lock = TreeLock.prepare(self._migration_id, options)
+            await self._guard_connections(options)
             options = self._lock.options(options)
             swrk, page_fd = await self._prepare(config.pid, options.kept_fds)
             options = dataclasses.replace(
@@ -107,7 +106,7 @@ class PostcopyLocal(CriuLocal):
             self._calm()
             self._stop_watchdog()
             os.close(descriptor)
-            self._lock.leave()
+            await self._leave_connections()
             if self._tree is not None:
                 self._tree.close()
 
@@ -191,7 +190,7 @@ class PostcopyLocal(CriuLocal):
                 self._frozen_at = time.monotonic()
             case "query-ext-files":
                 assert self._config is not None
-                self._lock.lock(self._config.pid)
+                await self._hold_connections(self._config.pid)
                 self.cargo.freeze()
             case "post-dump":
                 self.steps.append(Step("freeze and dump", self._frozen_at, time.monotonic()))

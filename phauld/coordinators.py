@@ -20,6 +20,7 @@ from phauld.belongings import Belongings
 from phauld.decision import WITH_LAZY_PAGES
 from phauld.departure import Plan
 from phauld.journal import OutgoingEntry, OutgoingRecord
+from phauld.lazy_hold import Guard
 from phauld.meter import Meter
 from phauld.options import Options, dump_options
 from phauld.source_relay import SourceRelay
@@ -58,6 +59,7 @@ class Coordinators:
             root=self._target.identity,
             freeze_budget_seconds=options.freeze_budget_seconds,
             doubt=_doubt(options),
+            start_guard=_guard_of_connections,
         )
         self._journal.note(
             pid=self._target.pid,
@@ -128,6 +130,10 @@ def recorded_tree(detail: Mapping[str, Any]) -> Tree:
         return Tree(())
     before = set(detail["stopped_before"])
     return Tree.again({**identity(pid), "stopped_by_us": pid not in before} for pid in descendants(root["pid"]))
+
+
+async def _guard_of_connections() -> Guard:
+    return await Guard.start("repair_guard")
 
 
 def _doubt(options: Options, detail: Mapping[str, Any] | None = None) -> Doubt:

@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 from phauld.shim import descendants
 
@@ -35,9 +36,9 @@ _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 _libc.ptrace.restype = ctypes.c_long
 
 
-def ptrace(request: int, pid: int, data: object = None) -> None:
+def ptrace(request: int, pid: int, data: object = None, address: int | None = None) -> None:
     """Raises OSError."""
-    if _libc.ptrace(request, pid, None, data) < 0:
+    if _libc.ptrace(request, pid, address, data) < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"ptrace: {os.strerror(code)}")
 
@@ -87,20 +88,25 @@ def program(pid: int) -> str:
 def watch(lazy_pages: int, root: int) -> None:
     """Until it has ended."""
     criu = program(lazy_pages)
+    see_to_its_end(lazy_pages, lambda: kill_tree(root, criu))
+
+
+def see_to_its_end(pid: int, act: Callable[[], None]) -> None:
+    """Until a traced process has ended; if not well, `act` in its last moment, when the kernel has closed nothing."""
     while True:
-        _, status = os.waitpid(lazy_pages, ALL_CHILDREN)
+        _, status = os.waitpid(pid, ALL_CHILDREN)
         if not os.WIFSTOPPED(status):
             return
         event, number = status >> 16, os.WSTOPSIG(status)
         if event == EVENT_EXIT:
             message = ctypes.c_ulong()
-            ptrace(PTRACE_GETEVENTMSG, lazy_pages, ctypes.byref(message))
+            ptrace(PTRACE_GETEVENTMSG, pid, ctypes.byref(message))
             if message.value != 0:
-                kill_tree(root, criu)
+                act()
         if event == EVENT_STOP and number != signal.SIGTRAP:  # a stop of its group lasts
-            ptrace(PTRACE_LISTEN, lazy_pages)
+            ptrace(PTRACE_LISTEN, pid)
         else:
-            ptrace(PTRACE_CONT, lazy_pages, None if event else number)
+            ptrace(PTRACE_CONT, pid, None if event else number)
 
 
 def main() -> None:

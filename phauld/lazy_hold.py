@@ -25,37 +25,37 @@ _ANSWER_BYTES: Final = 256
 
 
 class Guard:
-    """A `lazy_guard.py`, which outlives phauld once it watches."""
+    """A `lazy_guard.py`, or a `repair_guard.py`, which outlives phauld once it watches."""
 
     def __init__(self, child: Child, told: socket.socket) -> None:
         self._child = child
         self._told = told
 
     @classmethod
-    async def start(cls) -> Self:
+    async def start(cls, script: str = "lazy_guard") -> Self:
         """Beforehand: Python takes its time to start. Raises `OSError`."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
             with theirs:
-                argv = [*bare_python("lazy_guard"), str(theirs.fileno())]
+                argv = [*bare_python(script), str(theirs.fileno())]
                 return cls(await spawn(argv, pass_fds=(theirs.fileno(),)), ours)
         except BaseException:
             ours.close()
             raise
 
-    async def watch(self, lazy_pages_pid: int, root_pid: int) -> None:
-        """From now on the end of lazy-pages is that of the tree, unless it ended well. Raises `OSError`."""
+    async def watch(self, *pids: int) -> None:
+        """From now on it acts: those of lazy-pages and of the tree, or of a tree that criu holds. Raises `OSError`."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(WATCH_SECONDS):
-            await loop.sock_sendall(self._told, f"{lazy_pages_pid} {root_pid}".encode())
+            await loop.sock_sendall(self._told, " ".join(map(str, pids)).encode())
             answer = await loop.sock_recv(self._told, _ANSWER_BYTES)
         self._told.close()
         if answer != b"ok":
             raise OSError(answer.decode() or "the guard has ended")
 
     async def aclose(self) -> None:
-        """End it, if it does not watch; if it does, it ends with lazy-pages."""
+        """End it, if it does not watch; if it does, it ends with whom it watches."""
         if self._told.fileno() >= 0:
             self._told.close()
             await self._child.wait()

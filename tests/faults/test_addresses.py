@@ -13,7 +13,6 @@ import pytest
 from phaul.v1 import migrations_pb2, node_pb2, types_pb2
 from phaul.v1.types_pb2 import Options
 from tests.faults.bench import bench
-from tests.faults.gates import Verdict
 from tests.node.test_move_address import ADDRESS, PORT, VICTIMS, at_one_node, give, has_address, listening, progress
 from tests.node.test_postcopy import large_pipes
 from tests.nodes import Node, Nodes
@@ -24,8 +23,10 @@ pytestmark = [pytest.mark.criu, pytest.mark.timeout(300)]
 
 STOP_COPY: Final = Options(mode=types_pb2.MODE_STOP_COPY, restore_mode=types_pb2.RESTORE_MODE_EAGER)
 POST_COPY: Final = Options(mode=types_pb2.MODE_POST_COPY)
-#: Of source S and destination D, whose daemon is killed there, and how it moves.
+#: Of source S and destination D, whose daemon is killed there, or the source's criu, and how it moves.
 STEPS: Final = (
+    ("S:dump:post-dump:notify", "criu", STOP_COPY),
+    ("S>D:Restore:reply", "criu", STOP_COPY),
     ("S:dump:query-ext-files:notify", "D", STOP_COPY),
     ("D:restore:post-restore:notify", "S", STOP_COPY),
     ("S>D:Commit:request", "S", STOP_COPY),
@@ -54,15 +55,17 @@ async def test_a_daemon_killed_at_a_named_step(tmp_path: Path) -> None:
         await progress(result)
         for number, (step, killed, options) in enumerate(STEPS):
             source = "a" if await has_address(nodes.a) else "b"
-            roles = {"S": source, "D": "b" if source == "a" else "a"}
+            roles = roles_of(source)
             who, colon, what = step.partition(":")
             boundary = "".join(roles.get(letter, letter) for letter in who) + colon + what
             happened = asyncio.Event()
 
-            async def kill(name: str = roles[killed], happened: asyncio.Event = happened) -> Verdict | None:
+            async def kill(killed: str = killed, source: str = source, happened: asyncio.Event = happened) -> None:
                 happened.set()
-                await made.kill_daemon(name)
-                return None
+                if killed == "criu":
+                    made.gates.kill_criu(f"{source}:dump")
+                else:
+                    await made.kill_daemon(roles_of(source)[killed])
 
             made.gates.clear()
             made.gates.plan(boundary, kill)
@@ -82,11 +85,16 @@ async def test_a_daemon_killed_at_a_named_step(tmp_path: Path) -> None:
             here = "a" if await has_address(nodes.a) else "b"
             await _forgets(made.nodes["b" if here == "a" else "a"])
             async with at_one_node(nodes, made.nodes[here]):
-                print(f"{boundary}, {roles[killed]} killed: {source} -> {here}")
+                print(f"{boundary}, {killed} killed: {source} -> {here}")
         await client.stop()
         seen = json.loads(result.read_text())
         print(seen)
         assert (seen["wrong"], seen["resets"], seen["idle_alive"]) == (0, 0, 3)
+
+
+def roles_of(source: str) -> dict[str, str]:
+    """Which node is the source S, and which the destination D."""
+    return {"S": source, "D": "b" if source == "a" else "a"}
 
 
 async def _forgets(node: Node) -> None:
