@@ -13,15 +13,23 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 FIRST_PAGES_SECONDS: Final = 1.0
 FIRST: Final = os.sched_param(1)
 USUAL: Final = os.sched_param(0)
+NEVER_FOR_MEMORY: Final = "-1000"  # OOM_SCORE_ADJ_MIN
 
 
 def hurry(pid: int) -> None:
-    """Let a process go first, with what it forks, until `calm` or its end."""
+    """Let a process go first, with what it forks, until `calm` or its end.
+
+    It is also the last that the kernel ends for want of memory: a tree in its hands would end with it, or be lost. That
+    lasts, and needs CAP_SYS_RESOURCE.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(NEVER_FOR_MEMORY, encoding="ascii")
     for thread in _threads(pid):
         with contextlib.suppress(OSError):
             os.sched_setscheduler(thread, os.SCHED_RR, FIRST)

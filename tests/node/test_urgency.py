@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 import pytest
 
 from phaul_client.tree import descendants
+from phaul_criu.urgency import hurry
 from tests.nodes import Nodes, until
 from tests.victims.heartbeat import read_beats
 
@@ -34,6 +36,19 @@ async def test_a_tree_keeps_its_own_priority(daemons: Nodes, tmp_path: Path) -> 
     [tini] = [pid for pid in descendants(phauld) if "tini" in _argv(pid)[0]]
     assert [_policies(pid) for pid in descendants(tini)] == [[(os.SCHED_OTHER, 0)], [(os.SCHED_OTHER, 7)]]
     await daemons.b.phaul("stop", "victim", "--grace", "0")
+
+
+def test_who_holds_a_tree_is_the_last_to_go_for_want_of_memory() -> None:
+    with subprocess.Popen(["sleep", "60"]) as held:
+        score = Path(f"/proc/{held.pid}/oom_score_adj")
+        try:
+            score.write_text("-1")
+            hurry(held.pid)
+            assert score.read_text().strip() == "-1000"
+        except PermissionError:
+            pytest.skip("needs CAP_SYS_RESOURCE, which root does not have here")
+        finally:
+            held.kill()
 
 
 async def _calm(pid: int) -> None:
