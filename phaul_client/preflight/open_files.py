@@ -112,5 +112,16 @@ def _kind(mode: int, target: str) -> FileKind:
 
 
 def _reachable(pid: int, path: str, status: os.stat_result) -> bool:
-    found = try_stat(f"/proc/{pid}/root{path}")
+    """Whether it is found by its name, which begins at the root of the mounts: a process may have another (chroot)."""
+    return _is_at(f"/proc/{pid}/root{path}", status) or (_sees_our_mounts(pid) and _is_at(path, status))
+
+
+def _is_at(path: str, status: os.stat_result) -> bool:
+    found = try_stat(path)
     return found is not None and (found.st_ino, found.st_dev) == (status.st_ino, status.st_dev)
+
+
+def _sees_our_mounts(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samefile(f"/proc/{pid}/ns/mnt", "/proc/self/ns/mnt")
+    return False

@@ -226,6 +226,10 @@ check(libc.prctl(22, 1, 0, 0, 0)); os.read(ends[0], 1)
     ),
     Case(name="unix-seqpacket-pair", program="kept = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)"),
     Case(name="own-root-directory", program='os.mkdir(path("proc")); os.chroot(directory); directory = "/"'),
+    Case(
+        name="own-root-directory-and-a-file-in-it",
+        program='os.mkdir(path("proc")); os.chroot(directory); directory = "/"; kept = open(path("kept"), "w")',
+    ),
     Case(name="own-network-namespace", wrapper=("unshare", "--net")),
     Case(
         name="own-network-namespace-with-a-listener",
