@@ -146,6 +146,11 @@ def is_alive(known: Mapping[str, Any]) -> bool:
         return False
 
 
+def shares_namespace(pid: int, kind: str) -> bool:
+    """Whether a process is in our own namespace of this kind ("mnt", "net"). Raises `OSError`."""
+    return os.path.samefile(f"/proc/{pid}/ns/{kind}", f"/proc/self/ns/{kind}")
+
+
 def stopped_pids(root: int) -> frozenset[int]:
     """The processes of the tree that somebody has stopped (SIGSTOP, a debugger's stop) while it runs freely."""
     return frozenset(pid for pid in descendants(root) if _status_field(pid, "State")[:1] in _STOPPED)

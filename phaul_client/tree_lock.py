@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 
-from phaul_client.tree import descendants
+from phaul_client.tree import descendants, shares_namespace
 from phaul_criu.connection_lock import ConnectionLock
 from phaul_criu.requests import DumpOptions, NetworkLock
 
@@ -32,7 +31,7 @@ class TreeLock:
         if not options.tcp_established or options.network_lock is not None:
             return cls()
         try:
-            if not os.path.samefile(f"/proc/{options.pid}/ns/net", "/proc/self/ns/net"):
+            if not shares_namespace(options.pid, "net"):
                 return cls()
             lock = ConnectionLock.open("phaul_lock_" + migration_id.replace("-", "_"))
         except OSError as exc:

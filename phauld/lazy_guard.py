@@ -109,18 +109,28 @@ def see_to_its_end(pid: int, act: Callable[[], None]) -> None:
             ptrace(PTRACE_CONT, pid, None if event else number)
 
 
-def main() -> None:
+def begin(lazy_pages: int, root: int) -> Callable[[], None]:
+    """Raises OSError."""
+    ptrace(PTRACE_SEIZE, lazy_pages, PTRACE_O_TRACEEXIT)
+    return lambda: watch(lazy_pages, root)
+
+
+def obey(begin: Callable[..., Callable[[], None]]) -> None:
+    """What comes in on the socket begins the watch, and "ok" or what is wrong goes out before it."""
     told = socket.socket(fileno=int(sys.argv[2]))
-    words = told.recv(LINE_BYTES).split()
-    if not words:
+    pids = [int(word) for word in told.recv(LINE_BYTES).split()]
+    if not pids:
         return
-    lazy_pages, root = int(words[0]), int(words[1])
     try:
-        ptrace(PTRACE_SEIZE, lazy_pages, PTRACE_O_TRACEEXIT)
+        until_its_end = begin(*pids)
     except OSError as exc:
         told.sendall(str(exc).encode())
         return
     told.sendall(b"ok")
     told.close()
     with contextlib.suppress(ProcessLookupError, ChildProcessError):  # killed in the middle of a stop
-        watch(lazy_pages, root)
+        until_its_end()
+
+
+def main() -> None:
+    obey(begin)

@@ -16,16 +16,16 @@ import ctypes
 import os
 import signal
 import socket
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from phaul_criu.foreign_sockets import copy_of
 from phauld.lazy_guard import (
     ALL_CHILDREN,
     EVENT_STOP,
-    LINE_BYTES,
     PTRACE_CONT,
     PTRACE_O_TRACEEXIT,
     PTRACE_SEIZE,
+    obey,
     ptrace,
     see_to_its_end,
     tracer,
@@ -36,11 +36,8 @@ PTRACE_INTERRUPT = 0x4207
 PTRACE_GETSIGMASK = 0x420A
 PTRACE_SETSIGMASK = 0x420B
 MASK_BYTES = 8
-SYS_PIDFD_GETFD = 438  # the same on every architecture
 TCP_REPAIR = 19
 REPAIR_ENDS = 0
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def seize(criu: int) -> None:
@@ -78,29 +75,21 @@ def sockets(pid: int) -> Iterator[socket.socket]:
         try:
             for name in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
-                        copy = _libc.syscall(SYS_PIDFD_GETFD, pidfd, int(name), 0)
-                        if copy >= 0:
-                            yield socket.socket(fileno=copy)
+                    is_socket = os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
+                    if is_socket and (copy := copy_of(pidfd, int(name))) is not None:
+                        yield copy
         finally:
             os.close(pidfd)
 
 
-def main() -> None:
-    told = socket.socket(fileno=int(sys.argv[2]))
-    words = told.recv(LINE_BYTES).split()
-    if not words:
-        return
-    root = int(words[0])
+def begin(root: int) -> Callable[[], None]:
+    """Raises OSError."""
     criu = tracer(root)
-    try:
-        if not criu:
-            raise ProcessLookupError("no criu holds the tree")
-        seize(criu)
-    except OSError as exc:
-        told.sendall(str(exc).encode())
-        return
-    told.sendall(b"ok")
-    told.close()
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # killed in the middle of a stop
-        see_to_its_end(criu, lambda: end_repair(root))
+    if not criu:
+        raise ProcessLookupError("no criu holds the tree")
+    seize(criu)
+    return lambda: see_to_its_end(criu, lambda: end_repair(root))
+
+
+def main() -> None:
+    obey(begin)

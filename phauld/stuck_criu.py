@@ -18,8 +18,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from phaul_client.tree import identity, is_alive
-from phauld import shim
+from phaul_client.tree import identity
+from phauld import unattended
 from phauld.lazy_guard import parent
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,10 @@ async def end_if_stuck(criu: Mapping[str, Any], root: Mapping[str, Any]) -> None
     """Returns once this criu, which was told to let the tree go, has ended: by itself, or killed when it is stuck."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     patience = time.monotonic() + PATIENCE_SECONDS
-    while criu and is_alive(criu) and not shim.is_dead(criu["pid"]):
+    await asyncio.sleep(_LOOK_SECONDS)  # the freeze ends first
+    while criu and unattended.lives(criu):
         now = time.monotonic()
-        root_is_dead = not is_alive(root) or shim.is_dead(root["pid"])
+        root_is_dead = not unattended.lives(root)
         if not root_is_dead:
             patience = now + PATIENCE_SECONDS
         if now > min(patience, deadline):

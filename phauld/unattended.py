@@ -23,10 +23,10 @@ async def runs(root: Mapping[str, Any], criu: Path) -> bool:
     if not root:
         return False
     for _ in range(LOOKS):
-        if not _lives(root):
+        if not lives(root):
             return False
         if await asyncio.to_thread(_were_let_go, root["pid"], criu):
-            return _lives(root)
+            return lives(root)
         await asyncio.sleep(shim.LOOK_SECONDS)
     await kill(root)
     return False
@@ -43,6 +43,6 @@ def _were_let_go(root_pid: int, criu: Path) -> bool:
     return all([shim.was_let_go(pid, os.fspath(criu)) for pid in descendants(root_pid)])
 
 
-def _lives(root: Mapping[str, Any]) -> bool:
+def lives(root: Mapping[str, Any]) -> bool:
     """Whether its root runs on; one that was killed, or is about to be, does not."""
     return is_alive(root) and not shim.is_dead(root["pid"])

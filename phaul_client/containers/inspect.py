@@ -20,7 +20,7 @@ from phaul_client.containers.podman import NETWORK_KEY, PodmanFacts, inspect_pod
 from phaul_client.containers.programs import ip
 from phaul_client.containers.runtimes import RUNTIMES, ContainerName, Init, Record, Runtime, runtime_of
 from phaul_client.errors import PhaulError, WorkloadNotFound
-from phaul_client.tree import identity
+from phaul_client.tree import identity, shares_namespace
 
 #: Network devices that criu makes anew by itself.
 _MADE_BY_CRIU: Final = frozenset({"loopback"})
@@ -114,7 +114,7 @@ async def container_of(pid: int) -> Found | None:
 def _record_of(pid: int) -> ContainerName | None:
     """What a runtime calls the container whose init this is."""
     try:
-        if os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino:
+        if shares_namespace(pid, "mnt"):
             return None
     except OSError:
         return None
@@ -228,7 +228,7 @@ def _check_config(found: Found) -> None:
 
 
 async def _links(found: Found) -> list[types_pb2.ContainerLink]:
-    if os.stat(f"/proc/{found.init.pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino:
+    if shares_namespace(found.init.pid, "net"):
         return []
     inside = await ip(["-details", "address", "show"], ("nsenter", "--net", "--target", str(found.init.pid), "--"))
     here = {each["ifindex"]: each for each in await ip(["-details", "link", "show"])}

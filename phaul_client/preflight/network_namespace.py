@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from phaul_client.tree import shares_namespace
+
 _Result = TypeVar("_Result")
 _CLONE_NEWNET = 0x40000000
 
 
 def in_network_namespace_of(pid: int, function: Callable[[], _Result]) -> _Result:
     """What the function returns or raises. Raises OSError if the namespace cannot be entered (root may)."""
-    if os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+    if shares_namespace(pid, "net"):
         return function()
     outcome: list[_Result | BaseException] = []
 

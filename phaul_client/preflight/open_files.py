@@ -13,6 +13,7 @@ from phaul_client.preflight.epoll import watched_but_closed
 from phaul_client.preflight.model import FileKind, OpenFile
 from phaul_client.preflight.proc_files import GONE, tail_digest, try_stat, try_text
 from phaul_client.preflight.proc_text import parse_fields, parse_locks, strip_deleted
+from phaul_client.tree import shares_namespace
 
 _OWNER_READ, _OWNER_WRITE = stat.S_IRUSR, stat.S_IWUSR
 _PTMX: Final = os.makedev(5, 2)
@@ -113,15 +114,13 @@ def _kind(mode: int, target: str) -> FileKind:
 
 def _reachable(pid: int, path: str, status: os.stat_result) -> bool:
     """Whether it is found by its name, which begins at the root of the mounts: a process may have another (chroot)."""
-    return _is_at(f"/proc/{pid}/root{path}", status) or (_sees_our_mounts(pid) and _is_at(path, status))
+    if _is_at(f"/proc/{pid}/root{path}", status):
+        return True
+    with contextlib.suppress(OSError):
+        return shares_namespace(pid, "mnt") and _is_at(path, status)
+    return False
 
 
 def _is_at(path: str, status: os.stat_result) -> bool:
     found = try_stat(path)
     return found is not None and (found.st_ino, found.st_dev) == (status.st_ino, status.st_dev)
-
-
-def _sees_our_mounts(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samefile(f"/proc/{pid}/ns/mnt", "/proc/self/ns/mnt")
-    return False

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 from typing import Final
 
-_PIDFD_GETFD: Final = 438  # the same on every architecture
+from phaul_criu.foreign_sockets import copy_of
+
 _UDP_CORK: Final = 1
-_LIBC: Final = ctypes.CDLL(None)
 
 
 def is_corked(pid: int, fd: int) -> bool:
@@ -19,10 +18,10 @@ def is_corked(pid: int, fd: int) -> bool:
     except OSError:
         return False
     try:
-        copy = _LIBC.syscall(_PIDFD_GETFD, pidfd, fd, 0)
+        asked = copy_of(pidfd, fd)
     finally:
         os.close(pidfd)
-    if copy < 0:
+    if asked is None:
         return False
-    with socket.socket(fileno=copy) as asked:
+    with asked:
         return asked.type == socket.SOCK_DGRAM and asked.getsockopt(socket.IPPROTO_UDP, _UDP_CORK) != 0
