@@ -14,14 +14,12 @@ from phaul.v1 import migrations_pb2, types_pb2
 from phaul_client.commit import Phase
 from phaul_client.errors import PhaulError
 from phaul_client.recovery import Recovery
-from phaul_criu.criu import Criu, Features
-from phaul_criu.version import Version
 from phauld.costs import CostBook
 from phauld.guard import open_channel
 from phauld.journal import Journal
-from phauld.node import Node
 from phauld.outgoing import Outgoing
 from phauld.target import Target
+from tests.idle_node import idle_node
 from tests.nodes import until
 
 NOBODY = "127.0.0.1:1"
@@ -32,17 +30,7 @@ class Bench:
     """One migration of an earlier phauld, whose tree is gone and whose destination never answers."""
 
     def __init__(self, journal: Journal, directory: Path) -> None:
-        node = Node(
-            node_id="a",
-            name="a",
-            criu=Criu("/nonexistent"),
-            criu_version=Version(4, 1, 1),
-            features=Features(mem_track=False, lazy_pages=False, pidfd_store=False),
-            images_dir=directory,
-            insecure=True,
-            incoming_limit=1,
-            outgoing_limit=1,
-        )
+        node = idle_node(directory)
         self.journal = journal
         self.outgoing = Outgoing(
             "move",

@@ -13,8 +13,6 @@ from phaul_client.containers.links import Links
 from phaul_client.coordinator import Coordinator
 from phaul_client.doubt import Doubt
 from phaul_client.movers import Addresses
-from phaul_criu.criu import Criu, Features
-from phaul_criu.version import Version
 from phauld.belongings import Belongings
 from phauld.node import Node
 from phauld.observer import NOBODY
@@ -24,24 +22,14 @@ from phauld.sync_records import State, SyncRecords
 from phauld.target import Target
 from phauld.workload_records import Workload
 from phauld.workload_spec import WorkloadSpec
+from tests.idle_node import idle_node
 
 NOTHING: Any = None
 OPTIONS = parse_options(types_pb2.Options())
 
 
 def belongings(directory: Path, workload: Workload | None = None) -> tuple[Belongings, Report, Node]:
-    node = Node(
-        node_id="a",
-        name="a",
-        criu=Criu("/nonexistent"),
-        criu_version=Version(4, 1, 1),
-        features=Features(mem_track=False, lazy_pages=False, pidfd_store=False),
-        images_dir=directory,
-        insecure=True,
-        incoming_limit=1,
-        outgoing_limit=1,
-        sync=SyncRecords(directory / "sync", ()),
-    )
+    node = idle_node(directory, sync=SyncRecords(directory / "sync", ()))
     target = Target(pid=42, identity=None, process_name="count", workload=workload)
     report = Report(migrations_pb2.Migration(migration_id="m1", destination_address="b:1"), NOBODY)
     return Belongings(target, node, report), report, node
