@@ -10,7 +10,8 @@ which files the shim writes; phauld's are
   stopped.json   {"at"}             somebody stopped it: it is not restarted
   failure.json   {"error", "at"}    why it could not be started
 
-The invariant: of a name at most one record is alive, and the newest record stands for the name.
+The invariant: of a name at most one record is alive, and the newest record stands for the name; one that a migration
+brought and that never ran stands for nothing.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class Records:
 
     def list(self) -> list[Workload]:
         """The newest record of every name, in the order of their making."""
-        newest = {workload.name: workload for workload in sorted(self, key=lambda each: each.created_at)}
+        records = [workload for workload in self if workload.state != "never-ran"]
+        newest = {workload.name: workload for workload in sorted(records, key=lambda each: each.created_at)}
         return sorted(newest.values(), key=lambda each: each.created_at)
 
     def get(self, name: str) -> Workload:

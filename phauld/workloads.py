@@ -194,9 +194,14 @@ class Workloads:
         return workload
 
     def _as_it_is_now(self, workload: Workload) -> Workload:
-        """The same record, or the one of its restart."""
+        """The same record, the one of its restart, or, if what brought it came to nothing, what else is of that name.
+
+        Raises `WorkloadNotFound`.
+        """
         if workload.spec.restart == NEVER:
-            return workload_records.read(workload.directory)
+            with contextlib.suppress(FileNotFoundError):
+                if (now := workload_records.read(workload.directory)).state != "never-ran":
+                    return now
         return self.get(workload.name)
 
     async def stop(self, name: str, number: int, grace_seconds: float) -> Workload:
@@ -213,7 +218,8 @@ class Workloads:
                 remedy=f"phaul cancel {workload.leaving}, or stop it where it arrives",
             )
         if workload.is_present and not is_moving:
-            shim.write_json(str(workload.directory), "stopped.json", {"at": time.time()})
+            with contextlib.suppress(FileNotFoundError):  # dropped in this moment
+                shim.write_json(str(workload.directory), "stopped.json", {"at": time.time()})
             workload = self.get(name)
         while workload.state in ("starting", "ending"):  # a moment, or as long as a migration
             await asyncio.sleep(POLL_SECONDS)

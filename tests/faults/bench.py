@@ -8,7 +8,7 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -332,15 +332,13 @@ class Bench:
             for workload in listed.workloads:
                 if _is_of(victim, workload) and workload.state == node_pb2.WORKLOAD_STATE_RUNNING:
                     stop = node_pb2.StopWorkloadRequest(name=workload.spec.name, signal=9)
-                    await self.node_service(name).StopWorkload(stop, timeout=20)
+                    with _dropped_meanwhile():
+                        await self.node_service(name).StopWorkload(stop, timeout=20)
         for name, node in self.nodes.items():
             for workload in await self._ended_workloads(victim, name):
                 request = node_pb2.RemoveWorkloadRequest(name=workload.spec.name)
-                try:
+                with _dropped_meanwhile():
                     await self.node_service(name).RemoveWorkload(request, timeout=10)
-                except grpc.aio.AioRpcError as exc:  # an abort has dropped it meanwhile
-                    if exc.code() is not grpc.StatusCode.NOT_FOUND:
-                        raise
             (node.root / victim.file.relative_to("/")).unlink(missing_ok=True)
             if name in ("a", *beating):  # where it never ran, a log is a leftover
                 (node.root / victim.log.relative_to("/")).unlink(missing_ok=True)
@@ -369,6 +367,16 @@ class Bench:
         more = (await self.nodes[name].inventory()).more_than(self._baseline[name])
         more.pop("descriptors", None)  # a phauld that was started anew has other ones
         return [f"{name}: {kind}: {each}" for kind, items in more.items() for each in items]
+
+
+@contextlib.contextmanager
+def _dropped_meanwhile() -> Iterator[None]:
+    """An abort may drop a record that was just listed: what is not there need not be asked for."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as exc:
+        if exc.code() is not grpc.StatusCode.NOT_FOUND:
+            raise
 
 
 def _is_of(victim: Victim, workload: node_pb2.Workload) -> bool:

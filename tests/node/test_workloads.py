@@ -387,6 +387,26 @@ async def test_a_slot_that_is_discarded_leaves_nothing(
     await workloads.wait("web")
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["never here", "here before"])
+async def test_who_waits_for_what_a_migration_brings_hears_when_it_brings_nothing(
+    workloads: Workloads, before: bool
+) -> None:
+    if before:
+        await workloads.run(spec(workloads, "sh", "-c", "exit 3"))
+        await workloads.wait("web")
+    slot = await workloads.restore_under_shim(spec(workloads), find_binary())
+    both = workloads.stop("web", signal.SIGKILL, 10), workloads.wait("web")
+    waiting = [asyncio.create_task(each) for each in both]
+    await until(lambda: (slot.directory / "stopped.json").exists())
+    await slot.discard()
+    for found in await asyncio.gather(*waiting, return_exceptions=True):
+        if before:
+            assert isinstance(found, Workload)
+            assert (found.state, found.exit_code) == ("exited", 3)
+        else:
+            assert isinstance(found, WorkloadNotFound)
+
+
 async def test_a_slot_has_a_criu_that_answers(workloads: Workloads, tmp_path: Path) -> None:
     slot = await workloads.restore_under_shim(spec(workloads), find_binary())
     async with Swrk.attach(slot.take_swrk()) as swrk:
