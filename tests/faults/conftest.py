@@ -15,7 +15,7 @@ PARTS: Final = 6
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--count", type=int, default=20, metavar="N", help="faults: migrations with random faults")
+    parser.addoption("--count", type=int, metavar="N", help="faults: migrations with random faults, of a new seed")
     parser.addoption("--seed", type=int, help="faults: repeat the random faults of this seed")
 
 
