@@ -14,7 +14,7 @@ from phaul_client import grpc_settings  # noqa: F401 (before gRPC)
 from phaul_client.errors import PhaulError
 from phaul_criu.errors import CriuError
 from phauld import logs
-from phauld.config import ENVIRONMENT_PREFIX, load_config
+from phauld.config import ENVIRONMENT_PREFIX, BadSetting, load_config
 from phauld.node import phaul_version
 
 EXIT_CONFIGURATION: Final = 78  # EX_CONFIG of sysexits.h: systemd does not restart on it
@@ -89,7 +89,7 @@ def main() -> None:
         asyncio.run(serve(config))
     except (PhaulError, CriuError, OSError) as exc:
         _complain(exc)
-        sys.exit(EXIT_FAILURE)
+        sys.exit(EXIT_CONFIGURATION if isinstance(exc, BadSetting) else EXIT_FAILURE)
 
 
 def _from_environment() -> Path | None:

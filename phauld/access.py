@@ -140,7 +140,7 @@ def parse_policy(text: str) -> Policy:
         peers = {name: _peer(name, value) for name, value in table.pop("peers", {}).items()}
         revoked = frozenset(str(each).lower().replace(":", "") for each in table.pop("revoked", []))
         if table:
-            raise ValueError(f"{', '.join(table)} is unknown")
+            raise ValueError(f"{', '.join(table)} is unknown; there are [peers.NAME] and revoked")
         if odd := [each for each in revoked if not _FINGERPRINT.fullmatch(each)]:
             raise ValueError(f"{odd[0]!r} is no SHA-256 of a certificate")
     except (tomllib.TOMLDecodeError, ValueError, TypeError, AttributeError) as exc:
@@ -152,8 +152,11 @@ def _peer(name: str, value: dict[str, Any]) -> Peer:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no node's name")
     addresses = tuple(map(str, value.pop("addresses", ())))
+    rights = ("receive_from", "send_to", "administer")
+    if unknown := [key for key in value if key not in rights]:
+        raise ValueError(f"[peers.{name}]: {unknown[0]} is unknown; there are {', '.join(rights)} and addresses")
     peer = Peer(addresses=addresses, **value)
-    for right in ("receive_from", "send_to", "administer"):
+    for right in rights:
         if not isinstance(getattr(peer, right), bool):
             raise ValueError(f"{name}: {right} is neither true nor false")
     return peer

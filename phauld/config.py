@@ -78,6 +78,8 @@ class Config:
                 f"{self.listen!r} reaches beyond this machine without TLS: anyone there could move processes",
                 remedy="listen on loopback, give --tls-dir DIR, or say --insecure on a network that you trust",
             )
+        if not self.node_name.strip() or not self.node_name.isprintable():
+            raise BadSetting("node_name", f"{self.node_name!r} is no name")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise BadSetting("log_level", f"{self.log_level!r} is none of debug, info, warning, error")
         if self.log_format not in ("text", "json"):
@@ -123,8 +125,9 @@ class Config:
 def split_address(setting: str, text: str) -> tuple[str, int]:
     """Host and port of HOST:PORT. Raises `BadSetting`."""
     host, separator, port = text.rpartition(":")
-    if not separator or not host or not port.isdigit() or int(port) > 65535:
-        raise BadSetting(setting, f"{text!r} is not HOST:PORT")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not separator or not host or not port.isdigit() or int(port) > 65535 or (":" in host and not bracketed):
+        raise BadSetting(setting, f"{text!r} is not HOST:PORT ([::1]:7707 with an IPv6 address)")
     return host.strip("[]"), int(port)
 
 

@@ -17,11 +17,13 @@ from typing import Any, Final
 import grpc
 
 from phaul_client.errors import InvalidRequest, PhaulError
+from phaul_client.kernel_tls import NOT_TRIED, Taken
 from phaul_client.pipe import PipeTls
 from phaul_client.tls import Tls
 from phauld.access import Policy, parse_policy, peer_name
 
 POLICY_FILE: Final = "policy.toml"
+POLICY_REMEDY: Final = "it needs [peers.NAME] with receive_from, send_to or administer = true, see docs/security.md"
 #: A file that was written less than this ago may be written again without a trace in its times.
 SETTLED_SECONDS: Final = 2.0
 #: The name in the certificate of whoever makes the call that runs; empty on the unix socket and without TLS.
@@ -31,9 +33,10 @@ CALLER: Final = contextvars.ContextVar("caller", default="")
 class Guard:
     """The policy of one daemon."""
 
-    def __init__(self, tls: Tls, *, kernel_tls: bool = False) -> None:
+    def __init__(self, tls: Tls, *, kernel_tls: Taken = NOT_TRIED) -> None:
         self.tls = tls
-        self.kernel_tls = kernel_tls  #: pages' TLS may be the kernel's, which can do it
+        self.kernel_tls = kernel_tls.works  #: pages' TLS may be the kernel's, which can do it
+        self.kernel_tls_found = kernel_tls
         self._path = tls.directory / POLICY_FILE
         self._known: tuple[tuple[int, ...], Policy] | None = None  # what the file looked like, and said
 
@@ -43,14 +46,20 @@ class Guard:
             looks = _looks(self._path)
             if self._known is not None and self._known[0] == looks:
                 return self._known[1]
-            policy = parse_policy(self._path.read_text(encoding="utf-8"))
+            policy = self._parse()
         except (OSError, UnicodeDecodeError) as exc:
-            remedy = "it needs [peers.NAME] with receive_from, send_to or administer = true"
             why = exc.strerror if isinstance(exc, OSError) else str(exc)
-            raise InvalidRequest(f"policy {self._path}: {why}", reason="UNAUTHORIZED", remedy=remedy) from exc
+            raise InvalidRequest(f"policy {self._path}: {why}", reason="UNAUTHORIZED", remedy=POLICY_REMEDY) from exc
         is_settled = time.time() - looks[0] / 1e9 > SETTLED_SECONDS
         self._known = (looks, policy) if is_settled else None
         return policy
+
+    def _parse(self) -> Policy:
+        """Raises `InvalidRequest` naming the file, `OSError`, `UnicodeDecodeError`."""
+        try:
+            return parse_policy(self._path.read_text(encoding="utf-8"))
+        except InvalidRequest as exc:
+            raise InvalidRequest(f"{self._path}: {exc.message}", reason=exc.reason, remedy=POLICY_REMEDY) from exc
 
     def check(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Let the call through and name its `CALLER`. Raises `PhaulError` UNAUTHORIZED."""

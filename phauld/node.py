@@ -130,7 +130,14 @@ class Node:
                 outgoing_limit=self.outgoing_limit,
             ),
             insecure=self.insecure,
+            pages_tls=self._pages_tls(),
         )
+
+    def _pages_tls(self) -> str:
+        if self.guard is None:
+            return ""
+        found = self.guard.kernel_tls_found
+        return "the kernel" if found.works else f"phaul: {found.why}"
 
 
 def phaul_version() -> str:

@@ -22,10 +22,12 @@ from grpc_reflection.v1alpha import reflection
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc, node_pb2, node_pb2_grpc, remote_pb2, remote_pb2_grpc
 from phaul_client.errors import InvalidRequest
 from phaul_client.hook_calls import HookSettings
-from phaul_client.kernel_tls import works as kernel_tls_works
+from phaul_client.kernel_tls import Taken, try_it
 from phaul_client.tls import Tls
 from phaul_criu.criu import Criu
+from phaul_criu.errors import CriuError
 from phaul_criu.install import find_binary
+from phauld import start_checks
 from phauld.admission import Terms
 from phauld.config import Config, is_loopback
 from phauld.dataport import DataPort
@@ -69,8 +71,11 @@ _OPTIONS: Final = (
 
 
 async def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `CriuError`, `InvalidRequest`, `OSError` when it cannot start."""
-    _make_directories(config)
+    """Serve until SIGTERM or SIGINT. Raises `CriuError`, `InvalidRequest`, `OSError` when it cannot start.
+
+    `BadSetting` is a wrong configuration.
+    """
+    start_checks.prepare(config)
     async with contextlib.AsyncExitStack() as stack:
         journal = await Journal.open(config.state_dir / "journal.sqlite")
         stack.push_async_callback(journal.aclose)
@@ -81,37 +86,35 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     stop = _on_signals()
     guard = None
     if config.tls_dir is not None:
-        kernel_tls = config.kernel_tls and await asyncio.to_thread(kernel_tls_works, config.tls_dir)
-        guard = Guard(Tls(config.tls_dir), kernel_tls=kernel_tls)
-        guard.policy()  # a mistake in it is told at the start
-    node = await Node.discover(
-        Criu(config.criu or find_binary()),
-        node_id=journal.node_id,
-        name=config.node_name,
-        images_dir=config.images_dir,
-        insecure=config.insecure,
-        guard=guard,
-        containers_dir=config.state_dir / "containers",
-        hooks=HookSettings(
-            directory=config.hooks_dir,
-            phase_seconds=config.hook_seconds,
-            tls=guard.tls if guard is not None else None,
-        ),
-        sync=SyncRecords(config.state_dir / "synced", config.sync_roots),
-        incoming_limit=config.max_incoming,
-        outgoing_limit=config.max_outgoing,
-    )
+        guard = Guard(Tls(config.tls_dir), kernel_tls=await _kernel_tls(config))
+    try:
+        node = await Node.discover(
+            Criu(config.criu or find_binary()),
+            node_id=journal.node_id,
+            name=config.node_name,
+            images_dir=config.images_dir,
+            insecure=config.insecure,
+            guard=guard,
+            containers_dir=config.state_dir / "containers",
+            hooks=HookSettings(
+                directory=config.hooks_dir,
+                phase_seconds=config.hook_seconds,
+                tls=guard.tls if guard is not None else None,
+            ),
+            sync=SyncRecords(config.state_dir / "synced", config.sync_roots),
+            incoming_limit=config.max_incoming,
+            outgoing_limit=config.max_outgoing,
+        )
+    except CriuError as exc:
+        raise start_checks.bad_criu(config, exc) from exc
     workloads = Workloads(config.state_dir / "workloads", config.log_dir)
     stack.push_async_callback(workloads.close)
     data_port = DataPort()
     try:
         await data_port.start(config.address[0], config.data_port)
     except OSError as exc:
-        remedy = "another phauld may run here: choose another --data-port"
         where = f"{config.address[0]} port {config.data_port}"
-        raise InvalidRequest(
-            f"cannot take page streams on {where}: {os.strerror(exc.errno or 0)}", remedy=remedy
-        ) from exc
+        raise start_checks.cannot_listen("data_port", where, exc) from exc
     stack.push_async_callback(data_port.stop)
     terms = Terms(
         images_dir=config.images_dir,
@@ -180,6 +183,17 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     await server.stop(grace=1.0)
 
 
+async def _kernel_tls(config: Config) -> Taken:
+    """Whether the kernel makes the TLS of pages; if not, the log says why, and what it costs."""
+    if not config.kernel_tls or config.tls_dir is None:
+        return Taken(works=False, why="kernel_tls is off")
+    found = await asyncio.to_thread(try_it, config.tls_dir)
+    if not found.works:
+        level = logging.INFO if found.is_certain else logging.WARNING
+        logger.log(level, "kernel TLS is not used: %s; processes of phaul make the TLS of pages", found.why)
+    return found
+
+
 def _metrics(config: Config, node: Node) -> Metrics | None:
     if not config.http_listen:
         return None
@@ -238,8 +252,9 @@ def _bind(server: grpc.aio.Server, config: Config, guard: Guard | None) -> int:
                 else:
                     ports.append(server.add_insecure_port(address))
             except RuntimeError as exc:
-                remedy = "another phauld may run here: choose another --listen and --unix"
-                raise InvalidRequest(f"cannot listen on {address}", remedy=remedy) from exc
+                if address == config.listen and (why := start_checks.why_not(config.address)) is not None:
+                    raise start_checks.cannot_listen("listen", address, why) from exc
+                raise InvalidRequest(f"cannot listen on {address}") from exc
     finally:
         os.umask(before)
     return ports[0]
@@ -250,17 +265,6 @@ def _give_socket(config: Config) -> None:
     if config.socket_group:
         os.chown(config.unix, -1, grp.getgrnam(config.socket_group).gr_gid)
     os.chmod(config.unix, 0o660)
-
-
-def _make_directories(config: Config) -> None:
-    for directory, mode in (
-        (config.state_dir, 0o700),
-        (config.images_dir, 0o700),
-        *([(config.memory_images_dir, 0o700)] if config.images_in_memory else []),
-        (config.log_dir, 0o750),
-        (config.unix.parent, 0o755),
-    ):
-        directory.mkdir(parents=True, exist_ok=True, mode=mode)
 
 
 def _on_signals() -> asyncio.Event:

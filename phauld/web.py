@@ -7,7 +7,6 @@ The invariant: nothing that is asked here changes anything, and nothing in the p
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +16,7 @@ from aiohttp import hdrs, web
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli.json_output import migration_json, progress_json
 from phaul_client.cli.report import report_page
-from phaul_client.errors import InvalidRequest
-from phauld import session
+from phauld import session, start_checks
 from phauld.config import Config, is_loopback, split_address
 from phauld.incoming import Session
 from phauld.metrics import Metrics
@@ -85,9 +83,7 @@ class Web:
                 ssl_handshake_timeout=HANDSHAKE_SECONDS if secured is not None else None,
             )
         except OSError as exc:
-            why = os.strerror(exc.errno or 0)
-            remedy = "another program may listen there: choose another --http-listen"
-            raise InvalidRequest(f"cannot serve HTTP on {self._config.http_listen}: {why}", remedy=remedy) from exc
+            raise start_checks.cannot_listen("http_listen", self._config.http_listen, exc) from exc
 
     async def stop(self) -> None:
         """Answer nobody any more."""

@@ -50,6 +50,7 @@ def node_info(node: types_pb2.NodeInfo) -> str:
     ]
     facts = [
         ("phauld", node.version + (" (without TLS)" if node.insecure else "")),
+        ("page tls", f"by {node.pages_tls}" if node.pages_tls else ""),
         ("node id", node.node_id),
         ("kernel", f"Linux {node.kernel_release} on {node.architecture}, glibc {node.glibc_version or 'unknown'}"),
         ("criu", f"{criu.version_text} ({criu.path})" if criu.version else "none: run phaul doctor"),

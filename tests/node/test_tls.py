@@ -48,6 +48,8 @@ async def test_who_gets_in(nodes: Nodes, tmp_path: Path) -> None:
     assert "a has no right administer" in refused.stderr
     assert (await ask(nodes, tmp_path / "a", "info")).returncode == 0
     assert "not in the policy" in (await ask(nodes, tmp_path / "stranger", "info")).stderr
+    assert "page tls" in (await nodes.b.phaul("info", check=True)).stdout
+    assert "kernel-tls" in (await nodes.b.phaul("doctor", check=True)).stdout
     for wrong in ("rogue", "expired"):
         assert (await ask(nodes, tmp_path / wrong, "ps")).returncode == 6, wrong
     assert (await ask(nodes, tmp_path / "admin", "ps", name="a")).returncode == 6

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from phaul_client import kernel_tls
 from phaul_client.certs import issue, make_ca
-from phaul_client.kernel_tls import is_in_kernel, works
+from phaul_client.kernel_tls import is_in_kernel, try_it, works
 from phaul_client.wire import PlainWire, TlsWire, WireError, make_tls, receive_exactly
 
 
@@ -51,6 +52,23 @@ def test_it_works_nowhere_without_the_kernel(
 
 def test_a_directory_without_a_certificate(tmp_path: Path) -> None:
     assert not works(tmp_path)
+
+
+def test_what_keeps_the_kernel_from_it_is_told(certificates: Path) -> None:
+    found = try_it(certificates / "a")
+    assert found.works or (found.is_certain and ("kernel" in found.why))
+
+
+def test_a_trial_that_came_to_no_end_is_not_taken_for_an_answer(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine; the next phauld may find another answer, so the log warns."""
+    monkeypatch.setattr(kernel_tls, "_kernel_has_tls", lambda: True)
+    monkeypatch.setattr(kernel_tls, "_shake", lambda handshake, seconds: None)  # the other end does not go on
+    found = try_it(certificates / "a", seconds=0.05)
+    assert not found.works
+    assert not found.is_certain
+    assert "does not go on with the handshake" in found.why
 
 
 @pytest.mark.parametrize("by_kernel", ["client", "server"])
