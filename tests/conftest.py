@@ -43,10 +43,12 @@ MISSING: Final[dict[str, Callable[[], str | None]]] = {"criu": criu_missing}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--json`, `--quick`, `--all`, `--dir` and `--minutes`."""
+    """`--json`, `--quick`, `--all`, `--dir`, `--only`, `--mode` and `--minutes`."""
     parser.addoption("--all", action="store_true", help="faults: each point; workloads: each mode; packages: each")
     parser.addoption("--dir", metavar="DIR", help="zdtm: a directory of built zdtm tests to move")
     parser.addoption("--json", metavar="FILE", help="write what the tests measured to FILE")
+    parser.addoption("--only", metavar="PATTERNS", default="*", help="zdtm: of these names, such as 'tty*,fifo'")
+    parser.addoption("--mode", choices=("auto", "eager", "lazy", "post-copy"), default="auto", help="zdtm: phaul's")
     parser.addoption("--minutes", type=float, default=0.0, help="fuzz: so long, with new examples each time")
     parser.addoption("--quick", action="store_true", help="smaller sizes and fewer repetitions")
 

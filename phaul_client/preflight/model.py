@@ -66,6 +66,8 @@ class Process:
     memory_bytes: int
     #: Permitted, inheritable and ambient ones, as bits; 0: none, or unknown.
     capabilities: int = 0
+    #: The process group in the foreground of its controlling terminal; -1: none.
+    foreground: int = -1
     #: Whether something could be made in its working directory, which is neither deleted nor of a read-only mount.
     working_directory_writable: bool = True
 

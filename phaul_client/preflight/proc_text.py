@@ -22,6 +22,8 @@ class Stat:
     group: int
     session: int
     terminal: int
+    #: The process group that the terminal has in its foreground.
+    foreground: int
     is_kernel_thread: bool
     resident_pages: int
 
@@ -61,6 +63,7 @@ def parse_stat(text: str) -> Stat:
         group=int(fields[2]),
         session=int(fields[3]),
         terminal=int(fields[4]),
+        foreground=int(fields[5]),
         is_kernel_thread=bool(int(fields[6]) & _KERNEL_THREAD_FLAG),
         resident_pages=int(fields[21]),
     )

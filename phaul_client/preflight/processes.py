@@ -42,6 +42,7 @@ def read_process(pid: int) -> Process | None:
         session=stat.session,
         namespace_session=(numbers(status.get("NSsid")) or (stat.session,))[-1],
         terminal=stat.terminal,
+        foreground=stat.foreground,
         is_kernel_thread=stat.is_kernel_thread,
         tracer_pid=int(status.get("TracerPid", "0")),
         threads=threads,

@@ -102,6 +102,37 @@ child(lambda: (os.setsid(), fcntl.ioctl(slave, 0x540e, 0), sleep())); time.sleep
 """,
     ),
     Case(
+        name="terminal-by-its-other-name",
+        program="""
+master, slave = os.openpty(); fcntl.ioctl(slave, 0x540e, 0); tty = os.open("/dev/tty", os.O_RDWR)
+""",
+    ),
+    Case(
+        name="console-of-the-node",
+        program="""
+os.mknod(path("console"), 0o600 | stat.S_IFCHR, os.makedev(5, 1)); kept = os.open(path("console"), os.O_RDONLY)
+""",
+        codes=codes("terminal-of-node"),
+    ),
+    Case(
+        name="virtual-terminal-of-the-node",
+        program="""
+os.mknod(path("vt"), 0o600 | stat.S_IFCHR, os.makedev(4, 5)); kept = os.open(path("vt"), os.O_RDONLY | os.O_NOCTTY)
+""",
+        codes=codes("terminal-of-node"),
+    ),
+    Case(
+        name="terminal-by-its-other-name-beside-another-process",
+        program="""
+master, slave = os.openpty(); fcntl.ioctl(slave, 0x540e, 0); ends = os.pipe()
+def other():
+    tty = os.open("/dev/tty", os.O_RDWR); os.close(slave); os.close(master); os.write(ends[1], b"x"); sleep()
+child(other); os.read(ends[0], 1); os.close(slave)
+""",
+        codes=codes("terminal"),
+        moves=False,
+    ),
+    Case(
         name="netlink-in-groups",
         program="kept = socket.socket(16, socket.SOCK_RAW, 0); kept.bind((0, 0x51))",
     ),

@@ -37,6 +37,13 @@ START_SECONDS: Final = 20.0
 END_SECONDS: Final = 20.0
 MOVE_SECONDS: Final = 60.0
 FREEZE: Final = ("--freeze-budget", "10s")
+#: What phaul is told, by the word of `--mode`.
+MODES: Final = {
+    "auto": (),
+    "eager": ("--mode", "stop-copy", "--restore", "eager"),
+    "lazy": ("--mode", "stop-copy", "--restore", "lazy"),
+    "post-copy": ("--mode", "post-copy"),
+}
 #: Ids of the programs: free at the other node, whatever was started there before.
 _FIRST_PID: Final = 10_000
 _PIDS_EACH: Final = 60
@@ -58,8 +65,9 @@ class Result:
 class Runner:
     """Two nodes with daemons, which see the same files."""
 
-    def __init__(self, nodes: Nodes, directory: Path) -> None:
+    def __init__(self, nodes: Nodes, directory: Path, mode: str = "auto") -> None:
         self._a, self._b = nodes.a, nodes.b
+        self._mode = MODES[mode]
         self._directory = directory
         self._count = 0
 
@@ -173,7 +181,8 @@ class Runner:
         return Result(PASS), self._b
 
     async def _by_phaul(self, program: Program, pid: int, place: Path) -> tuple[Result, Node]:
-        words = ["migrate", str(pid), "--to", self._b.address, "--json", "-q", *FREEZE, *program.phaul_options]
+        words = ["migrate", str(pid), "--to", self._b.address, "--json", "-q"]
+        words += [*FREEZE, *self._mode, *program.phaul_options]
         words += ["--sync", str(place)] if program.own_files else []
         done = await self._a.phaul(*words, timeout_seconds=MOVE_SECONDS)
         events = done.events()

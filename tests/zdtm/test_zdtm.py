@@ -8,6 +8,7 @@ The directory is one of built tests (`make -C test/zdtm/lib && make -k -C test/z
 from __future__ import annotations
 
 import collections
+import fnmatch
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -68,9 +69,12 @@ async def test_those_of_a_directory(
     directory = pytestconfig.getoption("--dir")
     if not directory:
         pytest.skip("no directory of built zdtm tests was named (--dir)")
-    runner = await start(nodes, tmp_path)
+    runner = await start(nodes, tmp_path, pytestconfig.getoption("--mode"))
+    wanted = pytestconfig.getoption("--only").split(",")
     rows = json_report.setdefault("zdtm", [])
     for program in find_programs(Path(directory)):
+        if not any(fnmatch.fnmatch(program.name, pattern) for pattern in wanted):
+            continue
         row = await runner.run(program)
         rows.append(row)
         if "skipped" not in row:
@@ -83,9 +87,9 @@ async def test_those_of_a_directory(
     assert better_by_criu(rows) == []
 
 
-async def start(nodes: Nodes, directory: Path) -> Runner:
+async def start(nodes: Nodes, directory: Path, mode: str = "auto") -> Runner:
     for node in (nodes.a, nodes.b):  # terminals have numbers, and the same ones at both
         await node.run(["mount", "-t", "devpts", "-o", "newinstance,ptmxmode=666,mode=620", "devpts", "/dev/pts"])
     await nodes.a.start_phauld()
     await nodes.b.start_phauld(sync_roots=OWN)
-    return Runner(nodes, directory)
+    return Runner(nodes, directory, mode)
