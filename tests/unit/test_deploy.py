@@ -72,7 +72,7 @@ def test_the_unit_ends_phauld_alone_and_does_not_restart_a_wrong_configuration()
     unit.read(DEPLOY / "phauld.service")
     service = unit["Service"]
     assert service["KillMode"] == "process"
-    assert service["RestartPreventExitStatus"] == str(EXIT_CONFIGURATION)
+    assert service["RestartPreventExitStatus"].split() == ["2", str(EXIT_CONFIGURATION)]
     directories = {"/run/": "RuntimeDirectory", "/var/lib/": "StateDirectory", "/var/log/": "LogsDirectory"}
     default = Config()
     for path in (default.unix.parent, default.state_dir, default.log_dir):
