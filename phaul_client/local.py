@@ -135,6 +135,7 @@ class CriuLocal(Coordinator):
         self.cargo = settings.cargo or Cargo(remote)
         self.pause_seconds: float | None = None
         self.dump_stats: DumpStats | None = None
+        self._dumped_at = 0.0  # on the monotonic clock, once criu has said so
         self.image_bytes = 0
 
     @property
@@ -211,7 +212,7 @@ class CriuLocal(Coordinator):
         ended = time.monotonic()
         self.dump_stats = stats
         frozen_at = max(started, ended - (stats.freezing_microseconds + stats.frozen_microseconds) / 1e6)
-        self.steps.insert(0, Step("freeze and dump", frozen_at, self.steps[0].start if self.steps else ended))
+        self.steps.insert(0, Step("freeze and dump", frozen_at, max(frozen_at, self._dumped_at)))
         commits = [step for step in self.steps if step.name == "commit"]
         self.pause_seconds = (commits[-1].end if commits else ended) - frozen_at
 
@@ -230,6 +231,7 @@ class CriuLocal(Coordinator):
                 uncork(self._config.memfd)
                 self.cargo.freeze()  # criu asks this once it holds every task
             case "post-dump":
+                self._dumped_at = time.monotonic()
                 await self.fire(Event.TREE_FROZEN)
                 if self._phase is Phase.ROLLING_BACK:
                     raise self._cause or RuntimeError("rolled back without a cause")

@@ -53,11 +53,13 @@ class Departure:
         self._node = node
         self._target = target
         self._record = record
+        self.tree: types_pb2.TreeFacts | None = None  #: once it was looked at
 
     async def plan(self, remote: GrpcRemote, options: Options) -> Plan:
         """Check here, then there, and decide. Raises `PreflightRefused`, `PeerError`, `PhaulError`."""
         record = self._record
         findings = await check_source(self._node, self._target.pid, record.options, self._target.carried)
+        self.tree = findings.tree
         container = await self._look_here(findings)
         await self._ask(remote, findings, container)
         decision = decide(self._asked(options, container), self._capabilities(), record.destination, self._way())

@@ -188,7 +188,7 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
         """Both halves of the check that a migration begins with, and nothing more. Raises `PhaulError`."""
         target = await find_target(request, self._workloads)
         outgoing = self._make("preflight", target, with_port(request.destination), request.options)
-        await outgoing.check()
+        tree = await outgoing.check()
         record = outgoing.record
         errors = [each for each in record.problems if each.severity == types_pb2.SEVERITY_ERROR]
         return node_pb2.PreflightResponse(
@@ -197,6 +197,7 @@ class MigrationsService(migrations_pb2_grpc.MigrationsServicer):
             mode=record.mode,
             mode_reason=record.mode_reason,
             restore_mode=record.restore_mode,
+            tree=tree,
             source=record.source,
             destination=record.destination,
             duration=record.total,

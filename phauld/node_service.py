@@ -182,11 +182,12 @@ def _tls_checks(pages_tls: str) -> list[node_pb2.Check]:
 def _message(workload: Workload) -> node_pb2.Workload:
     message = node_pb2.Workload(
         name=workload.name,
-        state=_STATES[workload.state],
+        state=node_pb2.WORKLOAD_STATE_ARRIVING if workload.is_arriving else _STATES[workload.state],
         spec=convert.workload_message(workload.spec),
         pid=workload.pid or 0,
         log_path=workload.spec.log_path,
         started_at=convert.timestamp(workload.created_at),
+        migration_id=workload.leaving or workload.brought_by,
         moved_to=workload.moved_to or "",
         restarts=workload.attempts.restarts,
         restart_at=convert.timestamp(workload.restart_at) if workload.restart_at is not None else None,

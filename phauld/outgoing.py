@@ -142,8 +142,8 @@ class Outgoing:
         self._report.begun()
         self._task = asyncio.create_task(self._see_through(self._recover(entry)), name=f"recovery-{self.migration_id}")
 
-    async def check(self) -> None:
-        """Only the preflight; the record then has what it found. Raises `PeerError`."""
+    async def check(self) -> types_pb2.TreeFacts | None:
+        """Only the preflight: the tree; the record then has what else it found. Raises `PeerError`."""
         async with (
             self._channel() as channel,
             GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
@@ -155,6 +155,7 @@ class Outgoing:
             except PreflightRefused:
                 pass  # the record has the problems
         self._report.note_total()
+        return self._departure.tree
 
     async def wait(self) -> None:
         """Wait until it is over."""

@@ -87,7 +87,13 @@ class Restoring:
             return
         with container.log(self._incoming.carried) as log:
             own_cgroups = container.has_cgroup_namespace
-            slot = await self._workloads.restore_under_shim(spec, criu, new_cgroup_namespace=own_cgroups, inherited=log)
+            slot = await self._workloads.restore_under_shim(
+                spec,
+                criu,
+                new_cgroup_namespace=own_cgroups,
+                inherited=log,
+                migration_id=self._incoming.migration_id,
+            )
         try:
             await container.attend(slot.directory)
         except BaseException:

@@ -117,6 +117,9 @@ async def find_target(
             if (name := parse_container(request.workload)) is not None:
                 return _container_target(await find_container(name), workloads)
             workload = workloads.get(request.workload)
+            if workload.is_arriving:
+                message = f"{workload.name} is arriving here with the migration {workload.brought_by}"
+                raise PhaulError(message, reason="WRONG_PHASE", remedy="phaul ps shows when it runs")
             if workload.pid is None:
                 raise InvalidRequest(
                     f"{workload.name} does not run here: it is {workload.state}", remedy="phaul ps --all"

@@ -3,7 +3,7 @@
 Everything known about a tree is in its record, so a restarted phauld knows as much as the one before it. `shim.py` says
 which files the shim writes; phauld's are
 
-  record.json    {"spec", "created_at", "restarts", "in_a_row"}   before anything is started
+  record.json    {"spec", "created_at", "restarts", "in_a_row", "brought_by"}   before anything is started
   leaving.json   {"migration_id"}   a migration may take it away; gone when it is known that it did not
   arriving.json  {"migration_id"}   a migration brings it; gone when that is over, only written if it may be restarted
   moved.json     {"to", "at"}       it lives on elsewhere
@@ -70,7 +70,8 @@ class Workload:
     attempts: Attempts = NO_ATTEMPTS
     was_stopped: bool = False  #: by `phaul stop`
     leaving: str = ""  #: the migration that may take it away
-    arriving: str = ""  #: the migration that brings it
+    arriving: str = ""  #: the migration that brings it, if it may be restarted
+    brought_by: str = ""  #: the migration that brings it or has brought it
 
     @property
     def name(self) -> str:
@@ -80,6 +81,11 @@ class Workload:
     def is_present(self) -> bool:
         """Whether it runs here, or is to."""
         return self.state in PRESENT
+
+    @property
+    def is_arriving(self) -> bool:
+        """Whether a migration brings it, and nothing of it has run here yet."""
+        return self.state == "starting" and bool(self.brought_by)
 
     @property
     def restart_at(self) -> float | None:
@@ -122,7 +128,7 @@ class Records:
         directory = self._directory / f"{spec.name}@{uuid.uuid4().hex[:12]}"
         directory.mkdir(mode=0o700)
         created_at = max(time.time(), after + 1e-3)  # also when the clock was set back
-        record = {"spec": asdict(spec), "created_at": created_at, **asdict(attempts)}
+        record = {"spec": asdict(spec), "created_at": created_at, **asdict(attempts), "brought_by": arriving}
         try:
             if arriving and spec.restart != NEVER:
                 shim.write_json(str(directory), "arriving.json", {"migration_id": arriving})
@@ -197,6 +203,7 @@ def read(directory: Path) -> Workload:
         was_stopped=files.stopped is not None,
         leaving=(files.leaving or {}).get("migration_id", ""),
         arriving=(files.arriving or {}).get("migration_id", ""),
+        brought_by=record.get("brought_by", ""),
     )
 
 

@@ -207,9 +207,12 @@ class Workloads:
     async def stop(self, name: str, number: int, grace_seconds: float) -> Workload:
         """Signal it, kill all of it after a while, and start it no more; its last record.
 
-        Raises `WorkloadNotFound`, and `PhaulError` WRONG_PHASE if it is on the move and might be restarted elsewhere.
+        Raises `WorkloadNotFound`, and `PhaulError` WRONG_PHASE if it is on the move and might be restarted elsewhere,
+        or if it is arriving: it runs at its source, and nothing is here that could be stopped.
         """
         workload = self.get(name)
+        if workload.is_arriving:
+            raise _arriving(workload, "stop it at its source, or here once it runs")
         is_moving = bool(workload.leaving) and self.is_open(workload.leaving)
         if is_moving and workload.is_present and workload.spec.restart != NEVER:
             raise PhaulError(
@@ -246,6 +249,8 @@ class Workloads:
     def remove(self, name: str) -> None:
         """Forget a workload that does not run. Raises `WorkloadNotFound`, `InvalidRequest`."""
         workload = self.get(name)
+        if workload.is_arriving:
+            raise _arriving(workload, "cancel it at its source, or stop it here once it runs, then remove it")
         if workload.is_present:
             raise PhaulError(f"{name} runs", reason="WRONG_PHASE", remedy=f"phaul stop {name}, then remove it")
         for record in list(self.records):
@@ -288,6 +293,11 @@ class Workloads:
         self._reapers.add(task)
         task.add_done_callback(self._reapers.discard)
         return child
+
+
+def _arriving(workload: Workload, remedy: str) -> PhaulError:
+    message = f"{workload.name} is arriving here with the migration {workload.brought_by}"
+    return PhaulError(message, reason="WRONG_PHASE", remedy=remedy)
 
 
 async def _end(child: Child) -> None:

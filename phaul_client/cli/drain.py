@@ -30,7 +30,11 @@ from phaul_client.cli.visible import visible
 DEFAULT_JOBS: Final = 2
 BUSY_SECONDS: Final = 0.5
 RESTARTS: Final = 3  #: how often a workload may end before it has moved
-_LEAVE: Final = (node_pb2.WORKLOAD_STATE_RUNNING, node_pb2.WORKLOAD_STATE_RESTARTING)
+_LEAVE: Final = (
+    node_pb2.WORKLOAD_STATE_RUNNING,
+    node_pb2.WORKLOAD_STATE_RESTARTING,
+    node_pb2.WORKLOAD_STATE_ARRIVING,
+)
 #: The process runs on here, so that another destination may be asked.
 _MAY_TRY_AGAIN: Final = (Outcome.REFUSED, Outcome.ROLLED_BACK)
 
@@ -68,7 +72,8 @@ async def drain(
     """Move all workloads of a node to other nodes.
 
     NODE is the phauld to empty, by default the one of --daemon. What does not move stays, is named, and does not keep
-    the others. Workloads that come meanwhile move as well, and one that is about to be restarted moves once it runs.
+    the others. Workloads that come meanwhile move as well, and one that arrives or is about to be restarted moves once
+    it runs.
     Ctrl-C begins no more and waits for those under way; a second one leaves them to phauld.
 
     With --json: a line {"event": "report", …} for each end of a migration, and at last {"event": "drained", "moved",
@@ -119,10 +124,9 @@ class Drain:
             name = self._waiting.popleft()
             for _ in range(RESTARTS):
                 if not await self._until_it_runs(name):
-                    self._waiting.appendleft(name)
                     break
                 await self._offer(name)
-                if not await self._waits(name):  # else it ended under way, and runs again before long
+                if await self._pid(name) != 0:  # else it ended under way, and runs again before long
                     break
 
     async def _offer(self, name: str) -> None:
@@ -139,18 +143,20 @@ class Drain:
                 break
 
     async def _until_it_runs(self, name: str) -> bool:
-        """`False` if we are to begin nothing more."""
+        """`False` if we are to begin nothing more, or if it will not run here: what was to arrive did not."""
         while not self._stopped:
-            if not await self._waits(name):
-                return True
+            if (pid := await self._pid(name)) != 0:
+                self._total -= pid is None and name not in self.ended
+                return pid is not None
             await asyncio.sleep(BUSY_SECONDS)
+        self._waiting.appendleft(name)
         return False
 
-    async def _waits(self, name: str) -> bool:
-        """Whether it is about to be restarted, or for another reason has no process yet."""
+    async def _pid(self, name: str) -> int | None:
+        """0 if it arrives, or is about to be restarted; `None` if it is not, and does not run."""
         request = node_pb2.ListWorkloadsRequest(states=_LEAVE)
         listed = await self._daemon.node.ListWorkloads(request, timeout=CALL_SECONDS)
-        return any(each.name == name and not each.pid for each in listed.workloads)
+        return next((each.pid for each in listed.workloads if each.name == name), None)
 
     async def _move(self, name: str, destination: str) -> Migration:
         request = migrations_pb2.StartMigrationRequest(workload=name, destination=destination, options=self._options)

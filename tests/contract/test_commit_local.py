@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from phaul_client import pieces
+from phaul_client.cargo import Cargo
 from phaul_client.commit import Event, Phase
 from phaul_client.doubt import Doubt
 from phaul_client.errors import RolledBack
+from phaul_client.timeline import Step
 from phaul_client.tree import identity
 from tests.contract.local_move import (
     Move,
@@ -37,6 +39,18 @@ async def test_all_is_well(move: Move) -> None:
     assert move.local.destination_pid == 77
     assert move.local.pause_seconds is not None
     assert [step.name for step in move.local.steps] == ["freeze and dump", "copy images", "restore", "commit"]
+
+
+async def test_what_begins_during_the_dump_does_not_cut_it_short(move: Move, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last pass of --sync."""
+
+    async def finish(cargo: Cargo) -> list[Step]:
+        return [Step("sync files", 1.0, 2.0)]  # long before this dump
+
+    monkeypatch.setattr(Cargo, "finish", finish)
+    await move.run()
+    by_name = {step.name: step for step in move.local.steps}
+    assert by_name["freeze and dump"].start <= by_name["freeze and dump"].end
 
 
 BEFORE_COMMIT: dict[str, tuple[str, Act, str]] = {

@@ -30,6 +30,7 @@ CLEAN_SECONDS: Final = 8.0
 LEASE_SECONDS: Final = 3.0
 RESTARTS: Final = 20
 BEAT_SECONDS: Final = 3.0
+_NOT_OVER: Final = (node_pb2.WORKLOAD_STATE_RUNNING, node_pb2.WORKLOAD_STATE_ARRIVING)
 POLL_SECONDS: Final = 0.02
 STATE_BYTES: Final = 64 << 20  #: the file system of a node's state
 IMAGES_BYTES: Final = 320 << 20  #: each of those of its images; phauld leaves 256 MiB free
@@ -349,7 +350,7 @@ class Bench:
         while True:
             listed = await self.node_service(name).ListWorkloads(node_pb2.ListWorkloadsRequest(), timeout=10)
             ours = [each for each in listed.workloads if _is_of(victim, each)]
-            ended = [each for each in ours if each.state != node_pb2.WORKLOAD_STATE_RUNNING]
+            ended = [each for each in ours if each.state not in _NOT_OVER]
             if len(ended) == len(ours) or time.monotonic() > deadline:
                 return ended
             await asyncio.sleep(0.1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -14,6 +15,8 @@ pytestmark = [pytest.mark.criu, pytest.mark.timeout(180)]
 
 NUMBER: Final = 20
 REFUSED: Final = 3
+ROLLED_BACK: Final = 4
+CRAWL_BYTES_PER_SECOND: Final = 256 << 10
 
 
 async def three_daemons(nodes: Nodes) -> tuple[str, str]:
@@ -61,6 +64,55 @@ async def test_what_does_not_move_is_named_and_keeps_no_other(nodes: Nodes, tmp_
         assert [len(victim.pids(node)) for node in (a, b, client)].count(1) == 1
         assert len(victim.pids(a)) == (name == "stuck")
     assert len(victims["picky"].pids(client)) == 1  # the first one asked refused it
+
+
+async def test_what_arrives_is_told_and_leaves_once_it_runs(nodes: Nodes, tmp_path: Path) -> None:
+    a, b, _ = nodes
+    _, third = await three_daemons(nodes)
+    victim = await Victim.start(a, tmp_path, "guest", mib=8)
+
+    async def at_b() -> dict[str, Any] | None:
+        listed = (await b.phaul("ps", "--json", check=True)).json()["workloads"]
+        return listed[0] if listed else None
+
+    await a.limit_bandwidth(CRAWL_BYTES_PER_SECOND)
+    moving = asyncio.create_task(a.phaul("migrate", "guest", "--to", b.address, "--mode", "stop-copy"))
+    seen = None
+    async with asyncio.timeout(30):
+        while seen is None:
+            seen = await at_b()
+    assert (seen["state"], seen["pid"], bool(seen["migration_id"])) == ("arriving", 0, True)
+    assert "arriving" in (await b.phaul("ps", check=True)).stdout
+    for words in (["stop", "guest"], ["rm", "guest"], ["migrate", "guest", "--to", a.address]):
+        refused = await b.phaul(*words, "--json")
+        assert refused.returncode in (1, REFUSED), refused
+        assert "WRONG_PHASE" in refused.stdout, refused
+        assert "is arriving here" in refused.stdout
+    draining = asyncio.create_task(b.phaul("drain", "--to", third, "--json"))
+    await a.limit_bandwidth(None)
+    assert (await moving).returncode == 0
+    done = await draining
+    assert (done.returncode, done.events()[-1]["moved"], done.events()[-1]["failed"]) == (0, 1, []), done
+    await victim.beats()
+    assert [len(victim.pids(node)) for node in nodes] == [0, 0, 1]
+
+
+async def test_what_was_to_arrive_and_does_not_is_no_failure(nodes: Nodes, tmp_path: Path) -> None:
+    a, b, _ = nodes
+    _, third = await three_daemons(nodes)
+    await Victim.start(a, tmp_path, "guest", mib=8)
+    await a.limit_bandwidth(CRAWL_BYTES_PER_SECOND)
+    moving = asyncio.create_task(a.phaul("migrate", "guest", "--to", b.address, "--mode", "stop-copy"))
+    async with asyncio.timeout(30):
+        while not (await b.phaul("ps", "--json", check=True)).json()["workloads"]:
+            pass
+    draining = asyncio.create_task(b.phaul("drain", "--to", third, "--json"))
+    await a.phaul("cancel", "guest", check=True)
+    await a.limit_bandwidth(None)
+    assert (await moving).returncode == ROLLED_BACK
+    done = await draining
+    last = done.events()[-1]
+    assert (done.returncode, last["moved"], last["failed"], last["not_tried"]) == (0, 0, [], []), done
 
 
 async def test_a_node_that_is_not_there_is_told(nodes: Nodes) -> None:

@@ -72,6 +72,18 @@ async def test_a_roll_back_keeps_the_log_that_was_there(nodes: Nodes) -> None:
     assert seen[0] == 0
 
 
+async def test_a_preflight_tells_the_tree(nodes: Nodes) -> None:
+    for node in (nodes.a, nodes.b):
+        await node.start_phauld()
+    await run_counter(nodes.a)
+    done = await nodes.a.phaul("preflight", "counter", "--to", nodes.b.address, "--json", check=True)
+    tree = done.json()["tree"]
+    assert tree["root_pid"] == tree["processes"][0]["pid"]
+    assert tree["memory_bytes"] > 0
+    told = await nodes.a.phaul("preflight", "counter", "--to", nodes.b.address, check=True)
+    assert "tree" in told.stdout
+
+
 async def test_a_move_to_the_node_itself_is_refused_beforehand(nodes: Nodes) -> None:
     await nodes.a.start_phauld()
     await run_counter(nodes.a)

@@ -394,17 +394,21 @@ async def test_who_waits_for_what_a_migration_brings_hears_when_it_brings_nothin
     if before:
         await workloads.run(spec(workloads, "sh", "-c", "exit 3"))
         await workloads.wait("web")
-    slot = await workloads.restore_under_shim(spec(workloads), find_binary())
-    both = workloads.stop("web", signal.SIGKILL, 10), workloads.wait("web")
-    waiting = [asyncio.create_task(each) for each in both]
-    await until(lambda: (slot.directory / "stopped.json").exists())
+    slot = await workloads.restore_under_shim(spec(workloads), find_binary(), migration_id="m")
+    assert (workloads.get("web").is_arriving, workloads.get("web").brought_by) == (True, "m")
+    for refused in (workloads.stop("web", signal.SIGKILL, 10), asyncio.to_thread(workloads.remove, "web")):
+        with pytest.raises(PhaulError, match="web is arriving here with the migration m") as caught:
+            await refused
+        assert caught.value.reason == "WRONG_PHASE"
+    waiting = asyncio.create_task(workloads.wait("web"))
+    await asyncio.sleep(0)  # it looks at the record before it waits
     await slot.discard()
-    for found in await asyncio.gather(*waiting, return_exceptions=True):
-        if before:
-            assert isinstance(found, Workload)
-            assert (found.state, found.exit_code) == ("exited", 3)
-        else:
-            assert isinstance(found, WorkloadNotFound)
+    (found,) = await asyncio.gather(waiting, return_exceptions=True)
+    if before:
+        assert isinstance(found, Workload)
+        assert (found.state, found.exit_code) == ("exited", 3)
+    else:
+        assert isinstance(found, WorkloadNotFound)
 
 
 async def test_a_slot_has_a_criu_that_answers(workloads: Workloads, tmp_path: Path) -> None:
