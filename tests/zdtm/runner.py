@@ -96,6 +96,7 @@ class Runner:
         self._count += 1
         place = (OWN if program.own_files else self._directory) / f"{program.name}-{self._count}"
         self._seen(self._a, place).mkdir(parents=True)
+        self._seen(self._a, place).chmod(0o777)  # some become another user, and write their report then
         try:
             try:
                 pid = await self._start(program, place)
@@ -123,8 +124,7 @@ class Runner:
             await node.run(["sh", "-c", f"echo {first + (node is self._b) * 10_000} >/proc/sys/kernel/ns_last_pid"])
         shutil.copy2(program.path, self._seen(self._a, place))
         binary = place / program.name
-        arguments = [word.replace(f"{program.name}.", f"{binary}.") for word in program.arguments]
-        words: list[str | Path] = [binary, f"--pidfile={binary}.pid", f"--outfile={binary}.out", *arguments]
+        words: list[str | Path] = [binary, f"--pidfile={binary}.pid", f"--outfile={binary}.out", *program.arguments]
         line = 'cd "$0" && exec "$@" >start.log 2>&1'
         await self._a.run(["sh", "-c", line, place, *words], timeout_seconds=START_SECONDS)
         return int((self._seen(self._a, place) / f"{program.name}.pid").read_text())
@@ -224,7 +224,7 @@ def better_by_criu(rows: list[dict[str, Any]]) -> list[str]:
 def _first_error(log: Path) -> str:
     with contextlib.suppress(OSError):
         for line in log.read_text(errors="replace").splitlines():
-            if "Error (" in line:
+            if "Error (" in line and "RLIMIT_NOFILE" not in line:  # only a warning, whatever it says
                 return _short(line.partition("Error (")[2].partition("): ")[2])
     return ""
 

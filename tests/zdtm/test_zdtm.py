@@ -10,6 +10,8 @@ from __future__ import annotations
 import collections
 import fnmatch
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,12 +66,12 @@ async def test_the_runner_sees_what_moves_and_what_does_not(nodes: Nodes, tmp_pa
 
 @pytest.mark.timeout(0)
 async def test_those_of_a_directory(
-    pytestconfig: pytest.Config, nodes: Nodes, tmp_path: Path, json_report: dict[str, Any]
+    pytestconfig: pytest.Config, nodes: Nodes, short_path: Path, json_report: dict[str, Any]
 ) -> None:
     directory = pytestconfig.getoption("--dir")
     if not directory:
         pytest.skip("no directory of built zdtm tests was named (--dir)")
-    runner = await start(nodes, tmp_path, pytestconfig.getoption("--mode"))
+    runner = await start(nodes, short_path, pytestconfig.getoption("--mode"))
     wanted = pytestconfig.getoption("--only").split(",")
     rows = json_report.setdefault("zdtm", [])
     for program in find_programs(Path(directory)):
@@ -85,6 +87,14 @@ async def test_those_of_a_directory(
         json_report[f"zdtm_{way}"] = dict(counted)
         print(way, dict(counted))
     assert better_by_criu(rows) == []
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory with a name so short that unix sockets can be named in it, for all users."""
+    with tempfile.TemporaryDirectory(prefix="z", dir="/tmp") as directory:
+        Path(directory).chmod(0o777)
+        yield Path(directory)
 
 
 async def start(nodes: Nodes, directory: Path, mode: str = "auto") -> Runner:
