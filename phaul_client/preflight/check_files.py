@@ -51,7 +51,13 @@ def _links(tree: TreeFacts) -> Iterator[Problem]:
 def _locks(tree: TreeFacts, chosen: ChosenOptions) -> Iterator[Problem]:
     locked = {(file.path, kind) for file in tree.open_files for kind in file.locks}
     for path, kind in sorted(locked):
-        if chosen.file_locks:
+        if kind.startswith("LEASE-BREAKING "):
+            message = "another process waits for its lease to end, and criu would tell the tree so a second time"
+            yield error("file-lease", path, message, "try again when the program has answered")
+        elif kind.startswith("LEASE WRITE "):
+            message = "a write lease is held on it, which ends when criu opens the file, after 45 s in the freeze"
+            yield error("file-lease", path, message, "the program must give it up, or take a read lease")
+        elif chosen.file_locks:
             yield info(
                 "file-lock", path, f"a lock ({kind}) is held on it and taken again there", "phaul sets file_locks"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import stat
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ from phaul_client.preflight.check_nodes import check_nodes
 from phaul_client.preflight.destination_model import DestinationFacts, FoundFile
 from phaul_client.preflight.model import NodeFacts
 from phaul_client.preflight.problems import Problem, error, info, warning, worst_first
+from phaul_client.preflight.proc_text import plain_address
 from phaul_client.preflight.requirements import RequiredFile, RequiredSocket, Requirements
 from phaul_client.preflight.wishes import TcpPolicy, Wishes
 
@@ -95,12 +97,29 @@ def _sockets(needs: Requirements, found: DestinationFacts, wishes: Wishes) -> It
         connected = bool(each.remote_port) and each.protocol == "tcp"
         if connected and wishes.tcp is not TcpPolicy.KEEP:
             continue  # told on the source, or closed
+        if _is_cut(each, found):
+            message = f"the other end of this connection of {_who(needs, each.pid)} stays behind, on this very address"
+            remedy = "close connections (--tcp close), or move both ends together"
+            yield error("tcp-peer-stays", f"{each.local_address} to {_remote(each)}", message, remedy)
         if each.local_address in found.missing_addresses:
             named.add(each.local_address)
             message = f"{_who(needs, each.pid)} uses this address, which {found.node.name} does not have"
             yield error("address-missing", each.local_address, message, "move the address along, or add it there")
         elif not connected:
             yield from _port(each, needs, found)
+
+
+def _is_cut(each: RequiredSocket, found: DestinationFacts) -> bool:
+    """Whether its other end stays, and cannot be reached from elsewhere: at a loopback address, or at its own."""
+    ends = (each.local_address, each.local_port, each.remote_address, each.remote_port)
+    if not each.peer_stays or ends not in found.absent_peers:
+        return False
+    remote = plain_address(each.remote_address)
+    return ipaddress.ip_address(remote).is_loopback or remote == plain_address(each.local_address)
+
+
+def _remote(each: RequiredSocket) -> str:
+    return f"{each.remote_address} port {each.remote_port}"
 
 
 def _port(each: RequiredSocket, needs: Requirements, found: DestinationFacts) -> Iterator[Problem]:

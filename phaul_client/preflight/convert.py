@@ -179,6 +179,7 @@ def _socket_message(each: RequiredSocket) -> types_pb2.TcpSocketFacts:
         remote_address=each.remote_address,
         remote_port=each.remote_port,
         own_network_namespace=each.own_network_namespace,
+        peer_stays=each.peer_stays,
     )
 
 
@@ -204,4 +205,5 @@ def _socket(message: types_pb2.TcpSocketFacts) -> RequiredSocket:
         remote_address=message.remote_address,
         remote_port=message.remote_port,
         own_network_namespace=message.own_network_namespace,
+        peer_stays=message.peer_stays,
     )

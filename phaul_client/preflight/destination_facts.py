@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from phaul_client.preflight.destination_model import DestinationFacts, FoundFile
 from phaul_client.preflight.model import NodeFacts
 from phaul_client.preflight.proc_files import build_id, holders, read_stat, tail_digest, try_stat, try_text
-from phaul_client.preflight.proc_text import parse_fields, parse_inet
+from phaul_client.preflight.proc_text import InetLine, parse_fields, parse_inet, plain_address
 from phaul_client.preflight.requirements import RequiredFile, RequiredSocket, Requirements
 
 _SEARCH_SECONDS = 0.1
@@ -41,6 +41,7 @@ def look_up(needs: Requirements, node: NodeFacts) -> DestinationFacts:
         pid_max=int(try_text("/proc/sys/kernel/pid_max") or 0),
         missing_addresses=addresses,
         taken_ports=ports,
+        absent_peers=_look_up_peers(needs.sockets),
         huge_free_bytes=_number(memory.get("HugePages_Free")) * _number(memory.get("Hugepagesize")) * 1024,
     )
 
@@ -132,6 +133,26 @@ def _try_bind(protocol: str, address: str, port: int) -> int:
         except OSError as exc:
             return exc.errno or 0
     return 0
+
+
+def _look_up_peers(sockets: Iterable[RequiredSocket]) -> frozenset[tuple[str, int, str, int]]:
+    """Those of the connections that end in a process of the source, unless its network is this one."""
+    wanted = {_ends(each): each for each in sockets if each.peer_stays}
+    if wanted:
+        for table in ("tcp", "tcp6"):
+            for line in parse_inet(try_text(f"/proc/self/net/{table}")):
+                wanted.pop((plain_address(line.remote_address), line.remote_port, *_local(line)), None)
+    return frozenset(
+        (each.local_address, each.local_port, each.remote_address, each.remote_port) for each in wanted.values()
+    )
+
+
+def _ends(each: RequiredSocket) -> tuple[str, int, str, int]:
+    return (plain_address(each.local_address), each.local_port, plain_address(each.remote_address), each.remote_port)
+
+
+def _local(line: InetLine) -> tuple[str, int]:
+    return plain_address(line.local_address), line.local_port
 
 
 def _owners_of_ports() -> dict[tuple[str, int], str]:

@@ -35,4 +35,6 @@ class DestinationFacts:
     missing_addresses: frozenset[str] = frozenset()
     #: (protocol, address, port) → who listens there.
     taken_ports: dict[tuple[str, str, int], str] = field(default_factory=dict)
+    #: Connections, as (address, port, remote address, remote port), whose other end is not here.
+    absent_peers: frozenset[tuple[str, int, str, int]] = frozenset()
     huge_free_bytes: int = 0

@@ -161,6 +161,8 @@ class InetSocket:
     waiting: int
     #: In a network namespace other than the reader's.
     own_network_namespace: bool
+    #: The other end is a socket of the same network namespace, of a process that is not of the tree.
+    peer_outside: bool = False
     #: A UDP socket that collects what is sent (UDP_CORK).
     corked: bool = False
 

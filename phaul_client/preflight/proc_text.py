@@ -99,9 +99,11 @@ def parse_mount_ids(mountinfo: str) -> frozenset[int]:
 
 
 def parse_locks(fdinfo: str) -> tuple[str, ...]:
-    """The locks that a descriptor holds: as "FLOCK WRITE 0-EOF": kind, access, first and last byte."""
+    """The locks that a descriptor holds: as "FLOCK WRITE 0-EOF": kind, access, first and last byte. The kind of a
+    lease that another process waits for is LEASE-BREAKING.
+    """
     return tuple(
-        f"{fields[2]} {fields[4]} {fields[7]}-{fields[8]}"
+        f"{fields[2]}{'-BREAKING' if fields[3] == 'BREAKING' else ''} {fields[4]} {fields[7]}-{fields[8]}"
         for fields in (line.split() for line in fdinfo.splitlines())
         if len(fields) > 8 and fields[0] == "lock:"
     )
@@ -110,6 +112,12 @@ def parse_locks(fdinfo: str) -> tuple[str, ...]:
 def parse_epoll(fdinfo: str) -> tuple[int, ...]:
     """The descriptors that an epoll watches, by the numbers that they had when they were added."""
     return tuple(int(line.split(None, 2)[1]) for line in fdinfo.splitlines() if line.startswith("tfd:"))
+
+
+def plain_address(address: str) -> str:
+    """The same address in the form that both ends of a connection have it in: no IPv4 address within an IPv6 one."""
+    parsed = ipaddress.ip_address(address)
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
 def parse_inet(text: str) -> Iterator[InetLine]:

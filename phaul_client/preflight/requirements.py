@@ -47,6 +47,8 @@ class RequiredSocket:
     remote_address: str = ""
     remote_port: int = 0
     own_network_namespace: bool = False
+    #: The other end is a socket of the source, of a process that is not of the tree.
+    peer_stays: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +188,7 @@ def _sockets(tree: TreeFacts) -> Iterator[RequiredSocket]:
                 remote_address=inet.remote_address if is_connected(inet) else "",
                 remote_port=inet.remote_port if is_connected(inet) else 0,
                 own_network_namespace=inet.own_network_namespace,
+                peer_stays=inet.peer_outside and not inet.own_network_namespace,
             )
 
 

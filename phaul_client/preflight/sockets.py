@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from phaul_client.preflight.model import FileKind, InetSocket, OpenFile, OtherSocket, UnixSocket
 from phaul_client.preflight.network_namespace import in_network_namespace_of
 from phaul_client.preflight.proc_files import try_text
-from phaul_client.preflight.proc_text import InetLine, parse_inet, parse_socket_inodes
+from phaul_client.preflight.proc_text import InetLine, parse_inet, parse_socket_inodes, plain_address
 from phaul_client.preflight.udp_cork import is_corked
 from phaul_client.preflight.unix_diag import UnixDiag, read_unix_sockets
 
@@ -30,6 +30,8 @@ _INET_TABLES = {
 _UNBOUND = frozenset(
     {"TCP", "TCPv6", "UDP", "UDPv6", "UDP-Lite", "UDPLITEv6", "PING", "PINGv6", "RAW", "RAWv6", "UNIX"}
 )
+#: Of a connection: its own and the other's address and port.
+_Ends = tuple[tuple[str, int], tuple[str, int]]
 
 
 @dataclass(slots=True)
@@ -61,10 +63,12 @@ def _read_namespace(files: dict[int, OpenFile], foreign: bool, sockets: Sockets)
         sockets.unix.extend(_unix(files, protocols, pid))
     tables = _inet_tables(pid) if any(_is_inet(protocol) for protocol in protocols.values()) else {}
     netlink = parse_socket_inodes(try_text(f"/proc/{pid}/net/netlink"), 9, 4) if "NETLINK" in protocols.values() else {}
+    strangers = _strangers(tables, files)
     for inode, file in files.items():
         protocol = protocols[inode]
         if inode in tables and protocol != "MPTCP":
-            sockets.inet.append(_inet(tables[inode], file, foreign))
+            inet = _inet(tables[inode], file, foreign)
+            sockets.inet.append(replace(inet, peer_outside=_ends(inet)[::-1] in strangers))
         elif protocol not in _UNBOUND and not protocol.startswith("UNIX"):
             waiting = netlink.get(inode, 0)
             sockets.other.append(OtherSocket(inode=inode, pid=file.pid, fd=file.fd, protocol=protocol, waiting=waiting))
@@ -94,6 +98,21 @@ def _inet(found: tuple[str, InetLine], file: OpenFile, foreign: bool) -> InetSoc
         waiting=line.waiting,
         own_network_namespace=foreign,
     )
+
+
+def _strangers(tables: dict[int, tuple[str, InetLine]], files: dict[int, OpenFile]) -> set[_Ends]:
+    """The other ends of the tree's TCP connections that are sockets of others, in the same network namespace."""
+    ours = (line for inode, (protocol, line) in tables.items() if protocol == "tcp" and inode in files)
+    ports = {(line.remote_port, line.local_port) for line in ours if line.remote_port}
+    return {
+        _ends(line)
+        for inode, (protocol, line) in tables.items()
+        if (line.local_port, line.remote_port) in ports and protocol == "tcp" and inode not in files
+    }
+
+
+def _ends(each: InetLine | InetSocket) -> _Ends:
+    return (plain_address(each.local_address), each.local_port), (plain_address(each.remote_address), each.remote_port)
 
 
 def _unix(files: dict[int, OpenFile], protocols: dict[int, str], pid: int) -> Iterable[UnixSocket]:

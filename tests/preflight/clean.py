@@ -11,6 +11,12 @@ CLEAN: Final = (
     Case(name="reads-a-file", program='kept = open("/etc/passwd"); kept.read(10)'),
     Case(name="appends-to-a-log", program='log = open(path("log"), "ab", 0); log.write(b"hello\\n")'),
     Case(name="has-a-directory-open", program="kept = os.open(directory, os.O_RDONLY)"),
+    Case(
+        name="read-lease",
+        program="""
+open(path("f"), "w").write("content"); kept = open(path("f")); fcntl.fcntl(kept, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+""",
+    ),
     Case(name="has-a-path-only", program='kept = os.open("/etc/passwd", os.O_PATH)'),
     Case(name="pipe-of-its-own", program='ends = os.pipe(); os.write(ends[1], b"unread")'),
     Case(

@@ -1,0 +1,88 @@
+"""What ties a tree to its node, and shows only where the destination is another one: told beforehand, by name."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Final
+
+import pytest
+
+from tests.node.test_daemons import REFUSED, migrate
+from tests.nodes import Node, Nodes
+
+pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
+
+#: A server of one connection and, unless that comes from elsewhere, its client; says what it got after each signal.
+SERVER: Final = """
+import os, signal, socket, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+server = socket.create_server(("127.0.0.1", 7001))
+client = socket.create_connection(("127.0.0.1", 7001)) if sys.argv[1] == "inside" else None
+connection, _ = server.accept()
+print("connected", flush=True)
+while True:
+    signal.sigwait([signal.SIGUSR1])
+    client.send(b"hello")
+    print(connection.recv(5).decode(), flush=True)
+"""
+#: The kernel takes its connection before the server accepts it.
+CLIENT: Final = """
+import socket, time
+while True:
+    try:
+        kept = socket.create_connection(("127.0.0.1", 7001))
+    except ConnectionRefusedError:
+        time.sleep(0.02)
+    else:
+        time.sleep(100)
+"""
+
+
+async def start(node: Node, program: str, *words: str) -> None:
+    python = [sys.executable, "-I", "-S", "-c", program]
+    await node.phaul("run", "--name", "program", "--", *python, *words, check=True)
+
+
+async def says(node: Node, lines: list[str]) -> None:
+    """Wait until these are what it has said since its start, or its coming."""
+
+    async def said() -> list[str]:
+        return (await node.phaul("logs", "program")).stdout.split()
+
+    async with asyncio.timeout(20):
+        while (seen := await said()) != lines:
+            assert seen == lines[: len(seen)], seen
+            await asyncio.sleep(0.05)
+
+
+async def ask(node: Node) -> None:
+    pid = (await node.phaul("ps", "--json")).json()["workloads"][0]["pid"]
+    await node.run(["kill", "-USR1", str(pid)])
+
+
+async def errors(node: Node, to: Node, *options: str) -> set[str]:
+    done = await node.phaul("preflight", "program", "--to", to.address, "--json", *options)
+    return {each["code"] for each in done.json()["problems"] if each["severity"] == "error"}
+
+
+@pytest.mark.parametrize("end", ["inside", "outside"])
+async def test_the_other_end_of_a_connection_of_the_loopback_interface(daemons: Nodes, end: str) -> None:
+    """One in the tree comes along; one that stays would be an end of nothing, and the tree's own be reset."""
+    a, b, _ = daemons
+    await start(a, SERVER, end)
+    if end == "outside":
+        await a.start([sys.executable, "-I", "-S", "-c", CLIENT])
+    await says(a, ["connected"])
+
+    assert await errors(a, b, "--tcp", "keep") == ({"tcp-peer-stays"} if end == "outside" else set())
+    status, report = await migrate(a, "program", b, "--tcp", "keep")
+
+    if end == "outside":
+        assert status == REFUSED, report
+        status, report = await migrate(a, "program", b, "--tcp", "close")
+        assert status == 0, report
+    else:
+        assert status == 0, report
+        await ask(b)
+        await says(b, ["connected", "hello"])
