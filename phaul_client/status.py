@@ -5,6 +5,7 @@ An error goes over the wire as a canonical code with a `google.rpc.ErrorInfo` (r
 """
 
 import errno
+import re
 from typing import Final
 
 import grpc
@@ -169,7 +170,9 @@ def _cut(text: str, kept_bytes: slice) -> str:
 
 def _short(details: str) -> str:
     """The cause inside gRPC's long text."""
-    return details.rpartition(": ")[2].strip(" )]") or details
+    cause = details.rpartition(": ")[2].strip(" )]") or details
+    named = re.match(r"(?:recvmsg:)?(.*?) \(\d+$", cause)  # "recvmsg:Connection reset by peer (104)"
+    return named[1] if named else cause
 
 
 def _add(status: status_pb2.Status, detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> None:

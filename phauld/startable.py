@@ -23,7 +23,10 @@ def told(spec: WorkloadSpec) -> dict[str, Any]:
     search = spec.env.get("PATH", os.defpath)
     program = shutil.which(spec.argv[0], path=search) if "/" not in spec.argv[0] else spec.argv[0]
     if program is None or not _is_program(os.path.join(spec.cwd, program)):
-        remedy = f"a file that may be executed; from {spec.cwd}" if "/" in spec.argv[0] else f"searched in {search}"
+        remedy = f"searched in {search}"
+        if "/" in spec.argv[0]:
+            seen_from = "" if spec.argv[0].startswith("/") else f", seen from {spec.cwd}"
+            remedy = f"it must be a file that may be executed{seen_from}"
         raise InvalidRequest(f"{spec.argv[0]!r} is no program on this node", remedy=remedy)
     argv, ids = [program, *spec.argv[1:]], identity
     if init is not None:

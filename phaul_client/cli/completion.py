@@ -18,4 +18,7 @@ async def completion(session: Session, shell: str) -> None:
     made = get_completion_class(shell)
     assert made is not None  # click knows all three
     root = click.get_current_context().find_root()
-    click.echo(made(root.command, {}, "phaul", "_PHAUL_COMPLETE").source())
+    script = made(root.command, {}, "phaul", "_PHAUL_COMPLETE").source()
+    if shell == "fish":  # a help text may have commas of its own
+        script = script.replace('string split ","', 'string split --max 1 ","')
+    session.show({"shell": shell, "script": script}, script)

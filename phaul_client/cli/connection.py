@@ -5,8 +5,10 @@ The invariant: a daemon that does not answer is told within seconds; no call wai
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,17 +45,24 @@ _Answer = TypeVar("_Answer")
 
 def parse_host_port(text: str, default_port: int = DEFAULT_PORT) -> str:
     """ "host:port" or "[v6]:port" of what a person wrote, the port filled in. Raises `ValueError`."""
-    if _V6.fullmatch(text) and text.count(":") > 1:
+    if text.count(":") > 1 and _is_v6(text):
         return f"[{text}]:{default_port}"
     bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(\d+))?", text)
     plain = re.fullmatch(r"([^:\[\]]*)(?::(\d+))?", text)
     match = bracketed or plain
-    if match is None or not (_V6 if bracketed else _HOST).fullmatch(match[1]):
+    if match is None or not (_is_v6(match[1]) if bracketed else _HOST.fullmatch(match[1])):
         raise ValueError(f"{text!r} is not HOST, HOST:PORT or [V6]:PORT")
     port = int(match[2]) if match[2] else default_port
     if not 0 < port < 65536:
         raise ValueError(f"{port} in {text!r} is no port: 1 to 65535")
     return f"[{match[1]}]:{port}" if bracketed else f"{match[1]}:{port}"
+
+
+def _is_v6(text: str) -> bool:
+    try:
+        return bool(_V6.fullmatch(text)) and ipaddress.IPv6Address(text) is not None
+    except ValueError:
+        return False
 
 
 def parse_daemon(text: str) -> str:
@@ -133,6 +142,9 @@ def translate(address: str, error: grpc.aio.AioRpcError) -> PhaulError:
     """The error for people: whose daemon it is needs saying only if it does not answer."""
     ours = from_rpc_error(address, error)
     if isinstance(ours, PeerUnavailable) and error.code() is not grpc.StatusCode.UNKNOWN:
+        if address.startswith("unix:") and not _may_connect(Path(address.removeprefix("unix:"))):
+            remedy = "only root, and the members of phauld's socket_group: sudo phaul …"
+            return DaemonUnreachable(f"no permission to use {address}", remedy=remedy)
         remedy = "start it (systemctl start phauld), or say with --daemon where it is"
         if not address.startswith("unix:"):
             remedy += "; if it has TLS: --tls-dir and --tls-name"
@@ -146,6 +158,19 @@ def translate(address: str, error: grpc.aio.AioRpcError) -> PhaulError:
     detail = error.details() or error.code().name
     remedy = "this is a defect of phaul: its log (journalctl -u phauld) has more"
     return DaemonError(f"phauld failed: {detail}", reason=ours.reason, remedy=remedy, log_tail=ours.log_tail)
+
+
+def _may_connect(path: Path) -> bool:
+    """Whether it is not the mode of the socket, or of what is above it, that is in the way."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(os.fspath(path))
+        except PermissionError:
+            return False
+        except OSError:
+            return True
+    return True
 
 
 async def persistently(attempt: Callable[[], Awaitable[_Answer]], tell: Callable[[str], None]) -> _Answer:

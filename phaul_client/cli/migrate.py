@@ -35,7 +35,8 @@ async def migrate(
 ) -> ExitCode:
     """Move a process tree to another node.
 
-    It is named by the PID of its root, or by the name of a workload. Exactly one copy is alive whatever fails.
+    It is named by the PID of its root, by the name of a workload, or as a container: runc:NAME, crun:NAME, podman:NAME.
+    Exactly one copy is alive whatever fails.
 
     Progress goes to stderr, the result to stdout. Ctrl-C cancels the migration and waits for how it ends; a second
     Ctrl-C leaves it running in phauld, as --detach does.

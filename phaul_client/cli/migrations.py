@@ -15,6 +15,7 @@ from phaul_client.cli.connection import CALL_SECONDS, Daemon, translate
 from phaul_client.cli.errors import tell_failure
 from phaul_client.cli.json_output import migration_json
 from phaul_client.cli.outcomes import Outcome, outcome_of
+from phaul_client.cli.parameters import complete_migrations
 from phaul_client.cli.report import report_page
 from phaul_client.cli.session import Session, command
 from phaul_client.errors import InvalidRequest, MigrationNotFound, PhaulError
@@ -71,11 +72,11 @@ async def _get(daemon: Daemon, migration_id: str) -> Migration:
 
 def id_argument(function: _Function) -> _Function:
     """The argument ID, which may be abbreviated, or the name of a workload: its last migration."""
-    return click.argument("migration_id", metavar="ID|NAME")(function)
+    return click.argument("migration_id", metavar="ID|NAME", shell_complete=complete_migrations)(function)
 
 
 @command("status", "phaul status", "phaul status 3f2a", "phaul status 3f2a --json | jq .timeline")
-@click.argument("migration_id", metavar="[ID|NAME]", required=False)
+@click.argument("migration_id", metavar="[ID|NAME]", required=False, shell_complete=complete_migrations)
 async def status(session: Session, migration_id: str | None) -> None:
     """List migrations from this node, or show one.
 
@@ -143,21 +144,19 @@ async def cancel(session: Session, migration_id: str, reason: str) -> None:
     "phaul resolve 3f2a --resume --reason 'node-b burnt down before it ran'",
     "phaul resolve 3f2a --kill   # seen alive at node-b, which cannot reach us any more",
 )
-@click.argument("migration_id", metavar="ID")
+@click.argument("migration_id", metavar="ID", shell_complete=complete_migrations)
 @click.option(
     "--kill",
-    "resolution",
-    flag_value="kill",
+    is_flag=True,
     help="It lives at the destination: kill the stopped copy here. If it does not, it is lost.",
 )
 @click.option(
     "--resume",
-    "resolution",
-    flag_value="resume",
+    is_flag=True,
     help="It never ran at the destination and never will: let the copy here run on. If it does, there are two.",
 )
 @click.option("--reason", metavar="TEXT", default="", help="Why, for the record.")
-async def resolve(session: Session, migration_id: str, resolution: str | None, reason: str) -> None:
+async def resolve(session: Session, migration_id: str, kill: bool, resume: bool, reason: str) -> None:
     """Decide about a process held in doubt.
 
     A migration is held when the destination fell silent in the one moment in which only it knows whether the process
@@ -165,13 +164,14 @@ async def resolve(session: Session, migration_id: str, resolution: str | None, r
     answer ends the doubt by itself. If it is gone for good, look there and decide. phaul cannot check your word: a
     wrong --kill loses the process, a wrong --resume makes two of it.
     """
-    if resolution is None:
-        raise click.UsageError("say --kill or --resume; phaul resolve --help explains what either means")
+    if kill == resume:
+        which = "both --kill and --resume were given" if kill else "say --kill or --resume"
+        raise click.UsageError(f"{which}; phaul resolve --help explains what either means")
     async with session.connect() as daemon:
         found = await find(daemon, migration_id, by_name=False)  # the operator has to know of which he speaks
         request = migrations_pb2.ResolveRequest(
             migration_id=found.migration_id,
-            resolution=migrations_pb2.RESOLUTION_KILL if resolution == "kill" else migrations_pb2.RESOLUTION_RESUME,
+            resolution=migrations_pb2.RESOLUTION_KILL if kill else migrations_pb2.RESOLUTION_RESUME,
             reason=reason,
         )
         ended = (await daemon.migrations.Resolve(request, timeout=CALL_SECONDS)).migration

@@ -4,15 +4,16 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from phaul.v1 import node_pb2, types_pb2
+from phaul.v1 import migrations_pb2, node_pb2, types_pb2
 from phaul.v1.types_pb2 import RestartPolicy
-from phaul_client.cli.connection import parse_daemon, parse_host_port
+from phaul_client.addresses import parse_address
+from phaul_client.cli.connection import Daemon, parse_daemon, parse_host_port
 from phaul_client.cli.session import Session
 from phaul_client.cli.units import parse_duration, parse_rate, parse_size
 from phaul_client.errors import InvalidRequest, PhaulError
@@ -20,6 +21,7 @@ from phaul_client.hooks import parse_hook
 from phaul_client.rsync import parse_directory
 
 COMPLETION_SECONDS: Final = 0.5
+COMPLETED_MIGRATIONS: Final = 50
 MAX_PID: Final = 2**22
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESTART_MODES: Final = {
@@ -149,6 +151,16 @@ def parse_hook_text(text: str) -> str:
         raise ValueError(exc.message) from None
 
 
+def parse_moved_address(text: str) -> str:
+    """An address that moves along, as it was written. Raises `ValueError`."""
+    try:
+        parse_address(text)
+    except InvalidRequest as exc:
+        raise ValueError(exc.message) from None
+    return text
+
+
+ADDRESS: Final = Parsed("ADDR[/LEN][@IFACE]", parse_moved_address)
 DURATION: Final = Parsed("TIME", parse_duration)
 GRACE: Final = Parsed("SECONDS", parse_grace)
 RATE: Final = Parsed("RATE", parse_rate)
@@ -166,23 +178,40 @@ SIGNAL: Final = Parsed("SIGNAL", parse_signal)
 TARGET: Final = Parsed("PID|NAME", parse_target)
 
 
-def complete_workloads(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of workloads that begin so; none if the daemon does not answer at once."""
-    session = context.find_object(Session) or Session()
+async def _workloads(daemon: Daemon) -> list[CompletionItem]:
+    listed = await daemon.node.ListWorkloads(node_pb2.ListWorkloadsRequest(), timeout=COMPLETION_SECONDS)
+    return [CompletionItem(each.name, help=" ".join(" ".join(each.spec.argv).split())) for each in listed.workloads]
 
-    async def names() -> list[CompletionItem]:
-        async with asyncio.timeout(COMPLETION_SECONDS), session.connect() as daemon:
-            listed = await daemon.node.ListWorkloads(node_pb2.ListWorkloadsRequest(), timeout=COMPLETION_SECONDS)
-        return [
-            CompletionItem(each.name, help=" ".join(each.spec.argv))
-            for each in listed.workloads
-            if each.name.startswith(incomplete)
-        ]
 
-    try:
-        return asyncio.run(names())
-    except (PhaulError, OSError):  # a TimeoutError is an OSError
-        return []
+async def _migrations(daemon: Daemon) -> list[CompletionItem]:
+    request = migrations_pb2.ListMigrationsRequest(page_size=COMPLETED_MIGRATIONS)
+    listed = await daemon.migrations.ListMigrations(request, timeout=COMPLETION_SECONDS)
+    return [
+        CompletionItem(each.migration_id, help=f"{each.workload or each.pid} to {each.destination_address}")
+        for each in listed.migrations
+    ]
+
+
+def _complete(find: Callable[[Daemon], Awaitable[list[CompletionItem]]]) -> Callable[..., list[CompletionItem]]:
+    """What begins as the word does; nothing if the daemon does not answer at once."""
+
+    def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        session = context.find_object(Session) or Session()
+
+        async def found() -> list[CompletionItem]:
+            async with asyncio.timeout(COMPLETION_SECONDS), session.connect() as daemon:
+                return [each for each in await find(daemon) if each.value.startswith(incomplete)]
+
+        try:
+            return asyncio.run(found())
+        except (PhaulError, OSError):  # a TimeoutError is an OSError
+            return []
+
+    return complete
+
+
+complete_workloads: Final = _complete(_workloads)
+complete_migrations: Final = _complete(_migrations)
 
 
 def name_argument(function: Callable[..., _Value]) -> Callable[..., _Value]:

@@ -207,9 +207,10 @@ async def ps(session: Session, every: bool) -> None:
 @command("wait", "phaul wait redis-server; echo $?")
 @parameters.name_argument
 async def wait(session: Session, name: str) -> int:
-    """Wait for a workload's end; one after which it is started again is none.
+    """Wait for a workload's end.
 
-    Exits with its exit status, or 128 + N after signal N. If it moved away, says where to, and exits with 1.
+    One after which it is started again is none. Exits with its exit status, or 128 + N after signal N. If it moved
+    away, says where to, and exits with 1.
     """
     async with session.connect() as daemon:
         await daemon.node.GetWorkload(node_pb2.GetWorkloadRequest(name=name), timeout=CALL_SECONDS)

@@ -172,6 +172,8 @@ async def test_sigterm_leaves_it_running(cli: Cli) -> None:
         ((*MIGRATE, "--max-rounds", "0"), "0 is not in the range"),
         ((*MIGRATE, "--nonsense"), "No such option"),
         (("resolve", "3f2a"), "say --kill or --resume"),
+        (("resolve", "3f2a", "--kill", "--resume"), "both --kill and --resume were given"),
+        (("migrate", "web", "--to", "b", "--move-address", "foo"), "'foo' is not ADDRESS[/LENGTH][@INTERFACE]"),
         (("nonsense",), "No such command"),
     ],
 )

@@ -1,16 +1,22 @@
 """`phaul preflight`, `doctor`, `info`, and daemons that do not answer."""
 
 import asyncio
+import os
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from phaul.v1 import node_pb2, types_pb2
+from phaul_client.cli.connection import DaemonUnreachable, connect
+from phaul_client.errors import PhaulError
 from tests.contract.cli_daemon import REPOSITORY, Cli, scripted_daemon
+
+NOBODY: Final = 65534
 
 
 @pytest.fixture
@@ -83,6 +89,25 @@ async def test_no_daemon(cli: Cli) -> None:
     assert cause == "phaul: error: no phauld at unix:/nowhere: not reachable (No such file or directory)"
     assert remedy.startswith("  remedy: start it")
     assert program.lines[0]["error"]["reason"] == "PEER_UNREACHABLE"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+async def test_a_socket_of_somebody_else(cli: Cli) -> None:
+    os.chmod(cli.address.removeprefix("unix:"), 0o600)
+    os.seteuid(NOBODY)
+    try:
+        error = await ask_as_we_are(cli.address)
+    finally:
+        os.seteuid(0)
+    assert error.message == f"no permission to use {cli.address}"
+    assert "socket_group" in error.remedy
+
+
+async def ask_as_we_are(address: str) -> PhaulError:
+    with pytest.raises(DaemonUnreachable) as caught:
+        async with connect(address) as daemon:
+            await daemon.node.GetInfo(node_pb2.GetInfoRequest(), timeout=5)
+    return caught.value
 
 
 async def test_a_daemon_that_takes_connections_and_says_nothing(cli: Cli) -> None:

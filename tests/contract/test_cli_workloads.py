@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from phaul.v1 import node_pb2
-from tests.contract.cli_daemon import Cli, scripted_daemon
+from tests.contract.cli_daemon import Cli, scripted_daemon, snapshot
 
 
 @pytest.fixture
@@ -166,6 +166,14 @@ async def test_completion_of_names(cli: Cli) -> None:
     process = await complete(cli, "phaul logs w", cli.address)
     out, err = await process.communicate()
     assert (out.decode().split(), err) == (["plain,web"], b"")
+
+
+@pytest.mark.parametrize("words", ["status", "report", "cancel", "resolve"])
+async def test_completion_of_migrations(cli: Cli, words: str) -> None:
+    cli.script.history = [snapshot("HELD", "abc"), snapshot("DONE", "bcd")]
+    process = await complete(cli, f"phaul {words} a", cli.address)
+    out, err = await process.communicate()
+    assert (out.decode().split(), err) == (["plain,abc"], b"")
 
 
 async def test_completion_never_hangs(cli: Cli) -> None:

@@ -1,7 +1,11 @@
 """What the command line tells about itself: manual pages and completion."""
 
+import json
+import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -36,4 +40,17 @@ def test_groff_has_nothing_to_say_against_it(name: str) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_printed_for_a_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
-    assert f"_PHAUL_COMPLETE={shell}_complete" in capsys.readouterr().out
+    script = capsys.readouterr().out
+    assert f"_PHAUL_COMPLETE={shell}_complete" in script
+    assert main(["completion", shell, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"shell": shell, "script": script[:-1]}
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_a_comma_does_not_end_a_help_text_in_fish(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "fish"]) == 0
+    script = capsys.readouterr().out
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    asked = f"{script}\ncomplete -C 'phaul migrate x --mode'\ncomplete -C 'phaul migrate x --move-a'"
+    done = subprocess.run(["fish", "-c", asked], capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert "Move this address of the node along, to IFACE there" in done.stdout

@@ -47,6 +47,8 @@ def test_addresses(text: str, address: str) -> None:
         "http://b",
         "a b",
         "[x]:1",
+        "a:b:c",
+        "[a:b:c]:1",
         "[::1",
         "-b",
         "b-",

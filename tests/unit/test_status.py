@@ -163,6 +163,12 @@ def test_long_texts_fit_the_metadata(character: str) -> None:
             PeerUnavailable,
             "not reachable (Connection refused)",
         ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "failed to connect; last error: UNAVAILABLE: ipv4:127.0.0.1:1: recvmsg:Connection reset by peer (104)",
+            PeerUnavailable,
+            "not reachable (Connection reset by peer)",
+        ),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", PeerUnavailable, "no answer in time"),
         (grpc.StatusCode.UNKNOWN, "", PeerUnavailable, "not reachable"),
         (grpc.StatusCode.UNIMPLEMENTED, "Method not found!", PeerRefused, "UNIMPLEMENTED: Method not found!"),
