@@ -27,6 +27,7 @@ from phauld import session
 from phauld.incoming import Session
 from phauld.node import Node
 from phauld.observer import Observer
+from phauld.workload_records import Workload
 
 PAUSE_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60)
 STEP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -34,6 +35,8 @@ DURATION_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 360
 ROUND_BUCKETS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 31)
 _PHASES: Final = tuple(types_pb2.MigrationPhase.keys())[1:]
 _REASONS: Final = frozenset(types_pb2.ErrorReason.keys())
+_RESTART_RESULTS: Final = ("started", "failed")
+_WORKLOAD_STATES: Final = ("running", "arriving", "restarting", "exited", "moved", "lost")
 OVER: Final = ("DONE", "REFUSED", "ROLLED_BACK", "CANCELLED")
 
 
@@ -44,6 +47,7 @@ class Metrics(Observer, Collector):
         self._node = node
         self._outgoing: Callable[[], Iterable[Migration]] = tuple
         self._incoming: Callable[[], Iterable[Session]] = tuple
+        self._workloads: Callable[[], Iterable[Workload]] = tuple
         self._sent_bytes = 0  # by migrations that are over
         self._received_bytes = 0
         # One time series more for each counter, of which nobody makes use.
@@ -96,6 +100,14 @@ class Metrics(Observer, Collector):
         self._calls_refused = Counter(
             "phaul_calls_refused", "Calls to here that were refused or failed.", ["reason"], registry=self.registry
         )
+        self._restarts = Counter(
+            "phaul_workload_restarts",
+            "Workloads that had ended and were started again here, as their policy says.",
+            ["result"],
+            registry=self.registry,
+        )
+        for result in _RESTART_RESULTS:
+            self._restarts.labels(result)
         for reason in ("TOO_MANY_MIGRATIONS", "UNAUTHORIZED"):
             self._calls_refused.labels(reason)
         for outcome in ("moved", "rolled-back", "refused", "cancelled", "failed"):
@@ -105,9 +117,14 @@ class Metrics(Observer, Collector):
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
-    def watch(self, outgoing: Callable[[], Iterable[Migration]], incoming: Callable[[], Iterable[Session]]) -> None:
+    def watch(
+        self,
+        outgoing: Callable[[], Iterable[Migration]],
+        incoming: Callable[[], Iterable[Session]],
+        workloads: Callable[[], Iterable[Workload]],
+    ) -> None:
         """Where what goes on is read from, at every answer."""
-        self._outgoing, self._incoming = outgoing, incoming
+        self._outgoing, self._incoming, self._workloads = outgoing, incoming, workloads
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -138,6 +155,9 @@ class Metrics(Observer, Collector):
 
     def call_refused(self, reason: str) -> None:
         self._calls_refused.labels(reason if f"ERROR_REASON_{reason}" in _REASONS else "INTERNAL").inc()
+
+    def workload_restarted(self, *, failed: bool) -> None:
+        self._restarts.labels("failed" if failed else "started").inc()
 
     def describe(self) -> list[Metric]:
         return []  # what goes on cannot be read yet when this is registered
@@ -180,6 +200,13 @@ class Metrics(Observer, Collector):
         yield _gauge("phaul_sessions_limit", "Migrations to here at a time.", self._node.incoming_limit)
         got = self._received_bytes + sum(each.bytes_received for each in sessions)
         yield _counter("phaul_received_bytes", "Pages and images that arrived in complete rounds.", got)
+        states = Tally(each.shown_state for each in self._workloads())
+        gauge = GaugeMetricFamily(
+            "phaul_workloads", "Workloads of this node, as phaul ps shows them.", labels=["state"]
+        )
+        for state in _WORKLOAD_STATES:
+            gauge.add_metric([state], states[state])
+        yield gauge
         room = info.capacity
         yield _gauge("phaul_memory_available_bytes", "Memory for what comes.", room.memory_available_bytes)
         yield _gauge("phaul_images_free_bytes", "Room in images_dir.", room.images_free_bytes)

@@ -19,7 +19,7 @@ from phaul_criu import features
 from phaul_criu.features import Finding
 from phauld import convert
 from phauld.node import Node
-from phauld.workload_records import State, Workload
+from phauld.workload_records import ShownState, Workload
 from phauld.workload_spec import WorkloadSpec
 from phauld.workloads import Workloads
 
@@ -31,18 +31,14 @@ LOG_POLL_SECONDS: Final = 0.25
 TIME_NAMESPACE: Final = Path("/proc/self/ns/time")  # there if the kernel has time namespaces
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-_STATES: Final[dict[State, node_pb2.WorkloadState.ValueType]] = {
-    "starting": node_pb2.WORKLOAD_STATE_RUNNING,
+_STATES: Final[dict[ShownState, node_pb2.WorkloadState.ValueType]] = {
     "running": node_pb2.WORKLOAD_STATE_RUNNING,
-    "ending": node_pb2.WORKLOAD_STATE_RUNNING,
+    "arriving": node_pb2.WORKLOAD_STATE_ARRIVING,
     "restarting": node_pb2.WORKLOAD_STATE_RESTARTING,
     "exited": node_pb2.WORKLOAD_STATE_EXITED,
     "moved": node_pb2.WORKLOAD_STATE_MOVED,
     "lost": node_pb2.WORKLOAD_STATE_LOST,
-    "never-ran": node_pb2.WORKLOAD_STATE_LOST,
 }
-
-
 _SEVERITIES: Final = {
     features.Severity.REQUIRED: types_pb2.SEVERITY_ERROR,
     features.Severity.FEATURE: types_pb2.SEVERITY_WARNING,
@@ -182,7 +178,7 @@ def _tls_checks(pages_tls: str) -> list[node_pb2.Check]:
 def _message(workload: Workload) -> node_pb2.Workload:
     message = node_pb2.Workload(
         name=workload.name,
-        state=node_pb2.WORKLOAD_STATE_ARRIVING if workload.is_arriving else _STATES[workload.state],
+        state=_STATES[workload.shown_state],
         spec=convert.workload_message(workload.spec),
         pid=workload.pid or 0,
         log_path=workload.spec.log_path,

@@ -34,6 +34,9 @@ class Observer:
     def call_refused(self, reason: str) -> None:
         """A call to here was refused, or failed."""
 
+    def workload_restarted(self, *, failed: bool) -> None:
+        """A workload that had ended was started again; `failed`: it could not be started."""
+
     def client_interceptors(self, migration_id: str) -> Sequence[grpc.aio.ClientInterceptor]:
         """Who sees the calls of a migration to its destination."""
         return ()
@@ -68,6 +71,10 @@ class Observers(Observer):
     def call_refused(self, reason: str) -> None:
         for each in self._observers:
             each.call_refused(reason)
+
+    def workload_restarted(self, *, failed: bool) -> None:
+        for each in self._observers:
+            each.workload_restarted(failed=failed)
 
     def client_interceptors(self, migration_id: str) -> Sequence[grpc.aio.ClientInterceptor]:
         return [found for each in self._observers for found in each.client_interceptors(migration_id)]

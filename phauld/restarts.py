@@ -15,6 +15,7 @@ from typing import Final
 from phaul_client.tree import wait_until_gone
 from phauld import cgroup_limits, custody, workload_records
 from phauld.journal import Journal
+from phauld.observer import NOBODY, Observer
 from phauld.restart_policy import Act
 from phauld.workload_records import Workload
 from phauld.workloads import Workloads
@@ -29,7 +30,8 @@ RETRY_SECONDS: Final = 1.0
 class Restarts:
     """The restarts of this node. Between `start` and `close`."""
 
-    def __init__(self, workloads: Workloads, journal: Journal) -> None:
+    def __init__(self, workloads: Workloads, journal: Journal, observer: Observer = NOBODY) -> None:
+        self._observer = observer
         self._workloads = workloads
         self._journal = journal
         self._tasks: dict[Path, asyncio.Task[None]] = {}
@@ -97,6 +99,7 @@ class Restarts:
         if self._workloads.get(workload.name).directory != workload.directory:
             return True  # of the past
         started = await self._workloads.run_again(workload)
+        self._observer.workload_restarted(failed=bool(started.error))
         logger.info(
             "workload restarted name=%s pid=%s restarts=%d error=%r",
             *(started.name, started.pid, started.attempts.restarts, started.error),

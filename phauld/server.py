@@ -152,7 +152,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
 
     feeding = asyncio.create_task(notifier.feed_watchdog(status), name="watchdog")
     stack.callback(feeding.cancel)
-    web = await _start_web(config, node, migrations, remote, metrics)
+    web = await _start_web(config, node, migrations, remote, workloads, metrics)
     if web is not None:
         stack.push_async_callback(web.stop)
     await remote.recover()  # before anybody can ask about a session
@@ -160,7 +160,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
     _give_socket(config)
     await migrations.recover()
     workloads.is_open = migrations.is_open
-    restarts = Restarts(workloads, journal)
+    restarts = Restarts(workloads, journal, observer)
     await restarts.start()
     pruning = asyncio.create_task(prune_regularly(journal, config.journal_keep), name="pruning")
     stack.callback(pruning.cancel)
@@ -211,13 +211,18 @@ def _tracing(config: Config, node: Node) -> Tracing | None:
 
 
 async def _start_web(
-    config: Config, node: Node, migrations: MigrationsService, remote: RemoteService, metrics: Metrics | None
+    config: Config,
+    node: Node,
+    migrations: MigrationsService,
+    remote: RemoteService,
+    workloads: Workloads,
+    metrics: Metrics | None,
 ) -> Web | None:
     if metrics is None:
         return None
     from phauld.web import Web
 
-    metrics.watch(lambda: migrations.records, lambda: remote.sessions)
+    metrics.watch(lambda: migrations.records, lambda: remote.sessions, workloads.list)
     web = Web(config, node, migrations, remote, metrics)
     await web.start()
     logger.info("serving http=%s", config.http_listen)

@@ -48,6 +48,7 @@ START_TIMEOUT_SECONDS: Final = 10.0
 
 #: "ending": its root has ended, and what that means is not known yet; "restarting": it is to be started again
 State = Literal["starting", "running", "ending", "restarting", "exited", "moved", "never-ran", "lost"]
+ShownState = Literal["running", "arriving", "restarting", "exited", "moved", "lost"]
 #: They hold their name.
 PRESENT: Final = ("starting", "running", "ending", "restarting")
 
@@ -86,6 +87,19 @@ class Workload:
     def is_arriving(self) -> bool:
         """Whether a migration brings it, and nothing of it has run here yet."""
         return self.state == "starting" and bool(self.brought_by)
+
+    @property
+    def shown_state(self) -> ShownState:
+        """Its state for those who ask from outside."""
+        if self.is_arriving:
+            return "arriving"
+        match self.state:
+            case "starting" | "ending":
+                return "running"
+            case "never-ran":
+                return "lost"
+            case state:
+                return state
 
     @property
     def restart_at(self) -> float | None:

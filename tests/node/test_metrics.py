@@ -101,6 +101,15 @@ async def test_what_goes_on_and_what_does_not_succeed(served: Nodes, tmp_path: P
     assert ended == {"moved": 0, "cancelled": 1, "refused": 1}
 
 
+async def test_restarts_are_counted(served: Nodes) -> None:
+    a, _, _ = served
+    await a.phaul("run", "--name", "brief", "--restart", "on-failure:1", "--", "sh", "-c", "exit 3", check=True)
+    await settled(a, "phaul_workload_restarts_total", result="started")
+    seen = await settled(a, "phaul_workloads", state="exited")  # the one restart is used up
+    assert seen.values("phaul_workload_restarts_total", "result") == {"started": 1, "failed": 0}
+    assert (seen.get("phaul_workloads", state="exited"), seen.get("phaul_workloads", state="running")) == (1, 0)
+
+
 def documented(seen: Samples) -> None:
     """Each is in the guide, and those of the dashboard and of the alerts exist."""
     names = {family.name for family in text_string_to_metric_families(seen.text)}
