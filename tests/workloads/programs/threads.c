@@ -1,5 +1,5 @@
-/* 500 threads that count, each in its own memory and its own thread-local storage, and compare the two all the time.
- *   threads BEATS_FILE     until SIGTERM; the file's last line says how far, the longest gap in ms, and PASS or FAIL */
+/* Threads that count, each in its own memory and its own thread-local storage, and compare the two all the time.
+ *   threads BEATS_FILE [COUNT]     500 of them; until SIGTERM; the file's last line says how far, the longest gap in ms, and PASS or FAIL */
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -9,9 +9,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { THREADS = 500, WORDS = 2048 };
+enum { MOST = 1000, WORDS = 2048 };
+static int threads = 500;
 static atomic_int stopped, failed;
-static atomic_long counts[THREADS];
+static atomic_long counts[MOST];
 static __thread long mine;
 
 static void stop(int number) { (void)number; stopped = 1; }
@@ -44,15 +45,17 @@ static void *count(void *argument) {
 }
 
 int main(int argc, char **argv) {
-    pthread_t threads[THREADS];
+    pthread_t started[MOST];
     sigset_t term;
     double last, longest = 0;
+    if (argc > 2) threads = atoi(argv[2]);
+    if (argc < 2 || threads < 1 || threads > MOST) return 2;
     sigemptyset(&term);
     sigaddset(&term, SIGTERM);
     signal(SIGTERM, stop);
     pthread_sigmask(SIG_BLOCK, &term, NULL);
-    for (long i = 0; i < THREADS; i++)
-        if (pthread_create(&threads[i], NULL, count, (void *)i)) { note(argv[argc - 1], 0, 0, "FAIL"); return 1; }
+    for (long i = 0; i < threads; i++)
+        if (pthread_create(&started[i], NULL, count, (void *)i)) { note(argv[1], 0, 0, "FAIL"); return 1; }
     pthread_sigmask(SIG_UNBLOCK, &term, NULL);
     last = now_ms();
     for (int beats = 0; !stopped; beats++) {
@@ -60,9 +63,9 @@ int main(int argc, char **argv) {
         double now = now_ms();
         if (now - last > longest) longest = now - last;
         last = now;
-        if (beats % 50 == 0) note(argv[argc - 1], beats, longest, failed ? "FAIL" : "RUNS");
+        if (beats % 50 == 0) note(argv[1], beats, longest, failed ? "FAIL" : "RUNS");
     }
-    for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
-    note(argv[argc - 1], 0, longest, failed ? "FAIL" : "PASS");
+    for (int i = 0; i < threads; i++) pthread_join(started[i], NULL);
+    note(argv[1], 0, longest, failed ? "FAIL" : "PASS");
     return failed;
 }

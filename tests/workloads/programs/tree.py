@@ -1,6 +1,8 @@
-"""A tree of fifty processes that keeps asking itself whether everything still works.
+"""A tree of processes that keeps asking itself whether everything still works.
 
-    tree.py BEATS_FILE     until SIGTERM; the file's last line says how far, the longest gap in ms, and PASS or why not
+    tree.py BEATS_FILE [PROCESSES]
+
+Until SIGTERM; the file's last line says how far, the longest gap in ms, and PASS or why not. 50 if not said otherwise.
 
 A token goes round through all of them: by pipes, unix stream pairs, unix datagram pairs and eventfds in turn. Every
 process waits for it with epoll, has a timerfd that ticks, a watch of inotify on a file that the first one writes, a
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 
-PROCESSES = 50
+PROCESSES = int(sys.argv[2]) if len(sys.argv) > 2 else 50
 TICK_NS = 50_000_000
 LOOK_SECONDS = 0.25
 PATIENCE_SECONDS = 10
