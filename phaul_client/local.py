@@ -5,15 +5,18 @@ the time from `post-dump` on, the tree is frozen in criu's hands.
 """
 
 import asyncio
+import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
+from phaul.v1 import remote_pb2
 from phaul_client import commit
 from phaul_client.cargo import Cargo
 from phaul_client.commit import Do, Event, Phase
@@ -40,6 +43,8 @@ from phaul_criu.urgency import hurry, in_a_hurry
 
 logger = logging.getLogger(__name__)
 
+#: After its request, so that the destination has that first.
+_LOOK_SECONDS: Final = 0.003
 LAST_DUMP: Final = "last"  #: the directory of its images, in that of the migration
 
 
@@ -129,7 +134,8 @@ class CriuLocal(Coordinator):
         self._stop_wanted: Event | None = None  # a cancel or a deadline, until it has become an event
         self._task: asyncio.Task[object] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
-        self._image_files = 0
+        self._image_names: set[str] = set()
+        self._standing: Tree | None = None  # the tree as it stands, before it is stopped
         self._lock = TreeLock()
         self._guard: Guard | None = None
         self.cargo = settings.cargo or Cargo(remote)
@@ -187,8 +193,7 @@ class CriuLocal(Coordinator):
             self._stop_watchdog()
             os.close(descriptor)
             await self._leave_connections()
-            if self._tree is not None:
-                self._tree.close()
+            self._let_go_of_tree()
 
     async def _dump(self, criu: Criu, options: DumpOptions) -> None:
         swrk = await criu.prestart(options.passed_fds)
@@ -290,45 +295,69 @@ class CriuLocal(Coordinator):
             self.steps.append(Step(name, start, time.monotonic()))
 
     async def _copy_images(self) -> Event:
-        index = self._remote.image_index
-        pieces = list(image_pieces(self._directory, index))
-        self._image_files = len({piece.image_name for piece in pieces})
-        pieces += self.cargo.tails()
         try:
             await self.cargo.send_rest()
+            pieces = itertools.chain(self._image_pieces(), self.cargo.tails())
             self.image_bytes = (await self._remote.put_images(pieces)).bytes
             self.steps += await self.cargo.finish()
         except (PhaulError, OSError, TimeoutError) as exc:
             return self._failed(exc)
         return Event.IMAGES_COPIED
 
+    def _image_pieces(self) -> Iterator[remote_pb2.FilePiece]:
+        """Read while those before them are on their way. Raises `OSError`."""
+        for piece in image_pieces(self._directory, self._remote.image_index):
+            self._image_names.add(piece.image_name)
+            yield piece
+
     async def _send_restore(self) -> Event:
         sent = time.monotonic()
+        looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look_meanwhile)
         try:
             answer = await self._remote.restore(
-                image_files=self._image_files, timeout_seconds=self._settings.freeze_budget_seconds
+                image_files=len(self._image_names), timeout_seconds=self._settings.freeze_budget_seconds
             )
         except PeerError as exc:
             return self._failed(exc)
+        finally:
+            looking.cancel()
         self.steps += aligned(answer.timeline, sent, time.monotonic())
         self.destination_pid = answer.pid
         return Event.DESTINATION_PREPARED
 
+    def _look_meanwhile(self) -> None:
+        """While the destination builds it. It cannot change: a criu that loses hold of it is noticed later."""
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            self._look_at_tree()
+
+    def _look_at_tree(self) -> None:
+        """Raises `ProcessLookupError`, `FileNotFoundError`."""
+        assert self._config is not None
+        if self._standing is None:
+            self._standing = Tree.below(self._config.pid)
+        self._standing.identities()
+
     def _stop_tree(self) -> Event:
         """No await in here: between the look at criu and the commit nothing may happen."""
-        assert self._config is not None
         try:
-            self._tree = Tree.below(self._config.pid)
+            self._look_at_tree()
+            self._tree, self._standing = self._standing, None
+            assert self._tree is not None
+            self._tree.stop(self._stopped_before)
+            self._journal.note(tree=self._tree.identities())
         except (ProcessLookupError, FileNotFoundError) as exc:
             return self._failed(exc)
-        self._tree.stop(self._stopped_before)
-        self._journal.note(tree=self._tree.identities())
         if not self._tree.is_traced():
             self._cause = CriuError("dump", "criu died with the tree in its hands")
             return Event.CRIU_LOST
         if self._stop_wanted is not None:  # its cancellation has not arrived yet, and must not arrive after this
             return self._stop_wanted
         return Event.TREE_STOPPED
+
+    def _let_go_of_tree(self) -> None:
+        for tree in (self._tree, self._standing):
+            if tree is not None:
+                tree.close()
 
     def _failed(self, cause: BaseException) -> Event:
         self._cause = cause

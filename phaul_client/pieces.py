@@ -14,6 +14,7 @@ from phaul.v1 import remote_pb2
 
 PIECE_BYTES: Final = 1 << 20
 MESSAGE_BYTES: Final = 2 << 20
+MESSAGE_PIECES: Final = 100  #: the other node writes these while the next ones are read
 _IMAGE: Final = ".img"
 
 
@@ -76,11 +77,11 @@ def _pieces_of(descriptor: int, offset_bytes: int) -> Iterator[remote_pb2.FilePi
 
 
 def messages(migration_id: str, pieces: Iterable[remote_pb2.FilePiece]) -> Iterator[remote_pb2.PutImagesRequest]:
-    """As many pieces to a message as `MESSAGE_BYTES` allow."""
+    """As many pieces to a message as `MESSAGE_BYTES` and `MESSAGE_PIECES` allow."""
     message, size_bytes = remote_pb2.PutImagesRequest(migration_id=migration_id), 0
     for piece in pieces:
         piece_bytes = piece.ByteSize()  # an empty file costs its name
-        if message.pieces and size_bytes + piece_bytes > MESSAGE_BYTES:
+        if message.pieces and (size_bytes + piece_bytes > MESSAGE_BYTES or len(message.pieces) >= MESSAGE_PIECES):
             yield message
             message, size_bytes = remote_pb2.PutImagesRequest(), 0
         message.pieces.append(piece)

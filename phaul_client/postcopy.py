@@ -107,8 +107,7 @@ class PostcopyLocal(CriuLocal):
             self._stop_watchdog()
             os.close(descriptor)
             await self._leave_connections()
-            if self._tree is not None:
-                self._tree.close()
+            self._let_go_of_tree()
 
     async def _prepare(self, pid: int, kept_fds: tuple[int, ...]) -> tuple[Swrk, int]:
         """All that can be done before the freeze."""

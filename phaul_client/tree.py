@@ -5,6 +5,7 @@ A pidfd names a process beyond doubt for as long as it is open, whatever happens
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import time
@@ -28,6 +29,7 @@ class Tree:
         """Take hold of these processes. Raises `ProcessLookupError` if one is gone."""
         self._pidfds: dict[int, int] = {}
         self._stopped_by_us: set[int] = set()
+        self._identities: dict[int, dict[str, object]] = {}
         try:
             for pid in pids:
                 self._pidfds[pid] = os.pidfd_open(pid)
@@ -56,8 +58,10 @@ class Tree:
         return tree
 
     def identities(self) -> list[dict[str, object]]:
-        """What `again` needs."""
-        return [{**identity(pid), "stopped_by_us": pid in self._stopped_by_us} for pid in self._pidfds]
+        """What `again` needs; who they are is looked up once. Raises `FileNotFoundError`, `ProcessLookupError`."""
+        for pid in self._pidfds.keys() - self._identities.keys():
+            self._identities[pid] = identity(pid)
+        return [{**self._identities[pid], "stopped_by_us": pid in self._stopped_by_us} for pid in self._pidfds]
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -80,9 +84,7 @@ class Tree:
 
     def is_traced(self) -> bool:
         """Whether a tracer (criu) still holds every process; a zombie needs none."""
-        return all(
-            _status_field(pid, "TracerPid") != "0" or _status_field(pid, "State")[:1] == "Z" for pid in self._pidfds
-        )
+        return all(map(_is_traced, self._pidfds))
 
     async def is_still(self) -> bool:
         """Whether every process is stopped, held by a tracer, or dead; one that is about to be is given a moment."""
@@ -133,9 +135,14 @@ def identity(pid: int) -> dict[str, object]:
 
     Raises `FileNotFoundError` or `ProcessLookupError` if there is no such process.
     """
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return {"pid": pid, "start_ticks": int(fields[_START_TIME]), "boot_id": boot_id}
+    fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return {"pid": pid, "start_ticks": int(fields[_START_TIME]), "boot_id": boot_id()}
+
+
+@functools.cache
+def boot_id() -> str:
+    """That of this boot."""
+    return _read("/proc/sys/kernel/random/boot_id").decode("ascii").strip()
 
 
 def is_alive(known: Mapping[str, Any]) -> bool:
@@ -163,9 +170,9 @@ def descendants(root: int) -> Iterator[int]:
         pid = pending.pop()
         yield pid
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for task in Path(f"/proc/{pid}/task").iterdir():
+            for task in os.listdir(f"/proc/{pid}/task"):
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    pending += [int(child) for child in (task / "children").read_text().split()]
+                    pending += map(int, _read(f"/proc/{pid}/task/{task}/children").split())
 
 
 def waits_for_pages(root: int) -> bool:
@@ -186,6 +193,20 @@ def _has_missing_pages(pid: int) -> bool:
 
 def _is_still(pid: int) -> bool:
     return _status_field(pid, "State")[:1] in (*_STILL, "0")  # "0": there is no such process any more
+
+
+def _is_traced(pid: int) -> bool:
+    """Whether it has a tracer, or is a zombie, which needs none."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        status = _read(f"/proc/{pid}/status")
+        return b"\nTracerPid:\t0\n" not in status or b"\nState:\tZ" in status
+    return False
+
+
+def _read(path: str) -> bytes:
+    """A whole file of /proc. There are several for each task, and the tree stands still: text and no `Path`."""
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
 def _status_field(pid: int, name: str) -> str:

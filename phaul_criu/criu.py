@@ -11,8 +11,9 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from phaul_criu import child as children
 from phaul_criu import requests, stats
@@ -27,6 +28,7 @@ from phaul_criu.requests import (
     DumpOptions,
     PageServerOptions,
     RestoreOptions,
+    TreeOptions,
 )
 from phaul_criu.stats import DumpStats, RestoreStats
 from phaul_criu.swrk import Notification, OnNotify, Swrk, operation
@@ -36,6 +38,8 @@ from phaul_criu.version import Version
 #: Deadline of the questions that need no tree.
 _CHECK_SECONDS = 30.0
 _CONFIG = "criu.conf"
+
+Options = TypeVar("Options", bound=TreeOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +57,13 @@ class Features:
 class Criu:
     """Operations of one criu binary. `swrk` arguments take a connection prepared by `prestart`; it is used up."""
 
-    def __init__(self, binary: str | Path, *, spawn: children.Spawn = children.spawn) -> None:
+    def __init__(
+        self, binary: str | Path, *, spawn: children.Spawn = children.spawn, log_level: int | None = None
+    ) -> None:
+        """`log_level` is that of trees' dumps and restores, whatever their options say; `None`: what they say."""
         self.binary = Path(binary)
         self._spawn = spawn
+        self._log_level = log_level
 
     async def prestart(self, passed_fds: Sequence[int] = ()) -> Swrk:
         """Start criu ahead of an operation whose options have these `passed_fds`: its start then costs no pause."""
@@ -91,7 +99,7 @@ class Criu:
                     await on_notify(notification)
 
             cut = stack.enter_context(_page_socket(options))
-            request = requests.dump_request(options, _write_config(options))
+            request = requests.dump_request(self._logged(options), _write_config(options))
             await self._operate(DumpFailed, request, options, swrk, notified, timeout_seconds, cut)
         return stats.NO_DUMP_STATS if options.lazy_pages_fd is not None else read_dump_stats(options)
 
@@ -104,7 +112,7 @@ class Criu:
     ) -> DumpStats:
         """Copy the memory of the tree, which runs on. Raises PreDumpFailed, CriuDied, CriuTimeout, CriuMissing."""
         with _page_socket(options) as cut:
-            request = requests.pre_dump_request(options)
+            request = requests.pre_dump_request(self._logged(options))
             await self._operate(PreDumpFailed, request, options, swrk, None, timeout_seconds, cut)
         return read_dump_stats(options)
 
@@ -136,7 +144,7 @@ class Criu:
                 await on_notify(notification)
 
         try:
-            request = requests.restore_request(options)
+            request = requests.restore_request(self._logged(options))
             response = await self._operate(RestoreFailed, request, options, swrk, watch, timeout_seconds)
         finally:
             held.kill()
@@ -189,6 +197,9 @@ class Criu:
         """Compare this CPU with cpuinfo.img of the directory. Raises CheckFailed if a feature is missing here."""
         options = DirectoryOptions(images_dir_fd=dir_fd, log_file="cpuinfo-check.log")
         await self._operate(CheckFailed, requests.cpuinfo_check_request(options), options, None, None, _CHECK_SECONDS)
+
+    def _logged(self, options: Options) -> Options:
+        return options if self._log_level is None else replace(options, log_level=self._log_level)
 
     async def _operate(
         self,

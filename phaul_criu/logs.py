@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-#: "(00.012345)     12: Error (criu/files.c:123): message"; time, PID and "pie: " may be missing.
+#: "(00.012345)     12: Error (criu/files.c:123): message"; time (below log level 3), PID and "pie: " may be missing.
 _LINE: Final = re.compile(
-    r"^(?:\(\d+\.\d+\)\s*)?(?:pie:\s*)?(?:\d+:\s*)?(?P<level>Error|Warn)\s+"
+    r"^\s*(?:\(\d+\.\d+\)\s*)?(?:pie:\s*)?(?:\d+:\s*)?(?P<level>Error|Warn)\s+"
     r"\((?P<file>[^():]+):(?P<line>\d+)\):\s*(?P<message>.*)$"
 )
 

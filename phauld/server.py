@@ -89,7 +89,7 @@ async def _serve(config: Config, journal: Journal, stack: contextlib.AsyncExitSt
         guard = Guard(Tls(config.tls_dir), kernel_tls=await _kernel_tls(config))
     try:
         node = await Node.discover(
-            Criu(config.criu or find_binary()),
+            Criu(config.criu or find_binary(), log_level=3 if config.log_level == "debug" else None),
             node_id=journal.node_id,
             name=config.node_name,
             images_dir=config.images_dir,

@@ -106,6 +106,13 @@ def test_harmless_lines_are_no_cause(log: str) -> None:
     assert logs.first_cause(log) is None
 
 
+@pytest.mark.parametrize("start", ["", "    12: ", "pie: 12: ", "    pie: 12: "])
+def test_a_log_without_times_is_read_as_well(start: str) -> None:
+    """That of warnings and errors alone."""
+    cause = logs.first_cause(f"{start}Error (criu/x.c:5): it broke\nError (criu/y.c:6): so did this\n")
+    assert cause == logs.Cause(message="it broke", file="criu/x.c", line=5)
+
+
 def test_errors_of_the_code_inside_the_tree_count() -> None:
     cause = logs.first_cause("(00.02) pie: 9: Error (criu/pie/restorer.c:1200): Can't restore 9\n")
     assert cause is not None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from phaul.v1 import remote_pb2
 from phaul_client import pieces
 from phaul_client.errors import ImageCorrupt, InvalidRequest
-from phaul_client.pieces import MESSAGE_BYTES, PIECE_BYTES, carried_pieces, image_pieces, messages
+from phaul_client.pieces import MESSAGE_BYTES, MESSAGE_PIECES, PIECE_BYTES, carried_pieces, image_pieces, messages
 from phauld.images import ImageWriter
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}\.img", fullmatch=True).filter(
@@ -120,10 +120,10 @@ def test_only_images_travel_and_no_link_is_followed(tmp_path: Path) -> None:
 
 
 def test_small_files_share_a_message_and_none_is_too_large() -> None:
-    many = [piece(f"a-{number}.img", bytes(1000)) for number in range(3000)]
+    many = [piece(f"a-{number}.img", bytes(1000)) for number in range(MESSAGE_PIECES + 1)]
     large = [piece(f"b-{number}.img", bytes(PIECE_BYTES)) for number in range(3)]
     made = list(messages("move", [*many, *large]))
-    assert len(made) == 4
+    assert [len(message.pieces) for message in made] == [MESSAGE_PIECES, 2, 1, 1]
     assert all(message.ByteSize() <= MESSAGE_BYTES + (64 << 10) for message in made)
     assert [each.image_name for message in made for each in message.pieces] == [
         each.image_name for each in (*many, *large)
