@@ -33,6 +33,7 @@ def check_namespaces(tree: TreeFacts) -> Iterator[Problem]:
     yield from _nested(tree, root)
     yield from _proc(tree, root)
     yield from _own(tree, root)
+    yield from _cgroups(tree, root)
     yield from _shared_memory(tree, root)
     yield from _open_namespaces(tree)
     if root.namespaces.get("time") == tree.reader_namespaces.get("time"):
@@ -52,6 +53,9 @@ def _nested(tree: TreeFacts, root: Process) -> Iterator[Problem]:
         if process.pid_namespace_for_children not in (0, pid_namespace):
             message = "its children get another PID namespace than its own"
             yield error("nested-namespace", str(process), message, "move its children instead, or its parent")
+        if process.time_namespace_for_children not in (0, process.namespaces.get("time")):
+            message = "its children get another time namespace than its own, which criu cannot dump"
+            yield error("nested-namespace", str(process), message, "move its children instead, or its parent")
 
 
 def _proc(tree: TreeFacts, root: Process) -> Iterator[Problem]:
@@ -69,8 +73,23 @@ def _proc(tree: TreeFacts, root: Process) -> Iterator[Problem]:
         yield error("no-proc", str(root), message, "start it in another directory (`phaul run --cwd`)")
 
 
+def _cgroups(tree: TreeFacts, root: Process) -> Iterator[Problem]:
+    """criu is told to leave cgroups alone: all of the tree will be in that of phaul's workloads."""
+    remedy = "make them again there, or start the program as a container of its own"
+    if len({process.cgroups for process in tree.processes if process.state not in ("Z", "X")} - {""}) > 1:
+        message = "the processes of the tree are in several cgroups, and will be in one"
+        yield warning("cgroups", str(root), message, remedy)
+    elif root.namespaces.get("cgroup") != tree.reader_namespaces.get("cgroup"):
+        message = "has a cgroup namespace of its own, which is not made again"
+        yield info("cgroups", str(root), message, remedy)
+
+
 def _own(tree: TreeFacts, root: Process) -> Iterator[Problem]:
-    own = sorted(kind for kind, inode in root.namespaces.items() if inode != tree.reader_namespaces.get(kind, inode))
+    own = sorted(
+        kind
+        for kind, inode in root.namespaces.items()
+        if kind != "cgroup" and inode != tree.reader_namespaces.get(kind, inode)
+    )
     if "mnt" in own:
         message = "has a mount namespace of its own, which criu restores only under a root directory of its own"
         remedy = "move it as a container, or start it in the node's mount namespace (`phaul run`)"

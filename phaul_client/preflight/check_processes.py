@@ -37,6 +37,9 @@ def _process(process: Process) -> Iterator[Problem]:
     if process.tracer_pid:
         message = f"is traced by pid {process.tracer_pid}, and only one can trace a process"
         yield error("traced", str(process), message, "end the debugger or strace")
+    if process.trap_waits:
+        message = "blocks a SIGTRAP that waits for it, which criu needs itself"
+        yield error("trap-pending", str(process), message, "the program must take it, or not block it")
     if process.state == "Z" and len(process.threads) > 1:
         message = "its first thread has ended while others run on, which criu cannot dump"
         yield error("first-thread-ended", str(process), message, "the program must keep its first thread")

@@ -80,6 +80,9 @@ def _unix(
             f"{owner} waits to be accepted by {ends.get(f'socket:[{unix.queued_at}]', 'a process outside the tree')}"
         )
         yield error("unix-peer-outside", subject, message, "move both ends together, or close the connection")
+    elif unix.queued_at is not None and unix.unread_bytes:
+        message = f"{owner} waits to be accepted and has sent something already, which criu cannot carry"
+        yield error("unix-in-flight", subject, message, "try again when it is accepted")
     for inode in unix.waiting:
         who = ends.get(f"socket:[{inode}]", "a process outside the tree")
         if not inode:

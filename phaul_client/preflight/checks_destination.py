@@ -27,6 +27,7 @@ def check_destination(
             *_directories(needs, found),
             *_sockets(needs, found, wishes),
             *_huge_pages(needs, found),
+            *_pings(found),
         ]
     )
 
@@ -136,6 +137,13 @@ def _huge_pages(needs: Requirements, found: DestinationFacts) -> Iterator[Proble
     if needs.huge_bytes > found.huge_free_bytes:
         message = f"the tree has {needs.huge_bytes} bytes in huge pages and {found.huge_free_bytes} are free there"
         yield warning("huge-pages", found.node.name, message, "sysctl -w vm.nr_hugepages=… there")
+
+
+def _pings(found: DestinationFacts) -> Iterator[Problem]:
+    if not found.may_ping:
+        message = f"does not allow phaul of {found.node.name} to make the ICMP sockets that the tree has"
+        remedy = "sysctl -w net.ipv4.ping_group_range='0 2147483647' there"
+        yield error("ping-group", "net.ipv4.ping_group_range", message, remedy)
 
 
 def _who(needs: Requirements, pid: int) -> str:

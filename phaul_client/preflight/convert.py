@@ -20,6 +20,7 @@ from phaul_client.preflight.wishes import TcpPolicy, Wishes
 
 _CPU_PREFIX: Final = "cpu:"
 _CAPABILITY_PREFIX: Final = "capability:"
+_PINGS: Final = "pings"
 _HUGE_PREFIX: Final = "huge-bytes:"
 _MAX_PORT: Final = 65535
 _MAX_DIGITS: Final = 20
@@ -83,6 +84,8 @@ def tree_message(needs: Requirements, cpuinfo_image: bytes = b"") -> types_pb2.T
     features += [f"{_CAPABILITY_PREFIX}{name}" for name in capabilities.names_of(needs.capabilities)]
     if needs.huge_bytes:
         features.append(f"{_HUGE_PREFIX}{needs.huge_bytes}")
+    if needs.pings:
+        features.append(_PINGS)
     return types_pb2.TreeFacts(
         root_pid=needs.root_pid,
         processes=[_process_message(process) for process in needs.processes],
@@ -111,6 +114,7 @@ def requirements_of(message: types_pb2.TreeFacts) -> Requirements:
         memory_bytes=message.memory_bytes,
         cpu_flags=frozenset(flags),
         capabilities=_capabilities(features),
+        pings=_PINGS in features,
         huge_bytes=sum(int(size) for size in huge if size.isdecimal() and len(size) <= _MAX_DIGITS),
     )
 

@@ -41,6 +41,7 @@ def look_up(needs: Requirements, node: NodeFacts) -> DestinationFacts:
         pid_max=int(try_text("/proc/sys/kernel/pid_max") or 0),
         missing_addresses=addresses,
         taken_ports=ports,
+        may_ping=not needs.pings or _may_ping(),
         absent_peers=_look_up_peers(needs.sockets),
         huge_free_bytes=_number(memory.get("HugePages_Free")) * _number(memory.get("Hugepagesize")) * 1024,
     )
@@ -145,6 +146,16 @@ def _look_up_peers(sockets: Iterable[RequiredSocket]) -> frozenset[tuple[str, in
     return frozenset(
         (each.local_address, each.local_port, each.remote_address, each.remote_port) for each in wanted.values()
     )
+
+
+def _may_ping() -> bool:
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP).close()
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _ends(each: RequiredSocket) -> tuple[str, int, str, int]:

@@ -37,4 +37,6 @@ class DestinationFacts:
     taken_ports: dict[tuple[str, str, int], str] = field(default_factory=dict)
     #: Connections, as (address, port, remote address, remote port), whose other end is not here.
     absent_peers: frozenset[tuple[str, int, str, int]] = frozenset()
+    #: phaul may make ICMP sockets here (net.ipv4.ping_group_range).
+    may_ping: bool = True
     huge_free_bytes: int = 0

@@ -66,6 +66,12 @@ class Process:
     memory_bytes: int
     #: Permitted, inheritable and ambient ones, as bits; 0: none, or unknown.
     capabilities: int = 0
+    #: Inode of the time namespace of its future children; 0: unknown.
+    time_namespace_for_children: int = 0
+    #: Its cgroups, as /proc/PID/cgroup has them.
+    cgroups: str = ""
+    #: A SIGTRAP waits for it, which it blocks.
+    trap_waits: bool = False
     #: The process group in the foreground of its controlling terminal; -1: none.
     foreground: int = -1
     #: Whether something could be made in its working directory, which is neither deleted nor of a read-only mount.
@@ -151,16 +157,16 @@ class InetSocket:
     inode: int
     #: Who has it open.
     pid: int
-    #: Number of the state in /proc/net/tcp.
-    state: int
-    local_address: str
-    local_port: int
-    remote_address: str
-    remote_port: int
-    #: For a listening socket the connections that wait to be accepted, otherwise bytes that wait to be read.
-    waiting: int
     #: In a network namespace other than the reader's.
     own_network_namespace: bool
+    #: Number of the state in /proc/net/tcp; 7: neither bound nor connected.
+    state: int = 7
+    local_address: str = ""
+    local_port: int = 0
+    remote_address: str = ""
+    remote_port: int = 0
+    #: For a listening socket the connections that wait to be accepted, otherwise bytes that wait to be read.
+    waiting: int = 0
     #: The other end is a socket of the same network namespace, of a process that is not of the tree.
     peer_outside: bool = False
     #: A UDP socket that collects what is sent (UDP_CORK).
@@ -194,6 +200,8 @@ class UnixSocket:
     waiting: tuple[int, ...] = ()
     #: Waits in the accept queue of this socket.
     queued_at: int | None = None
+    #: Bytes that it has sent and the other end has not read.
+    unread_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

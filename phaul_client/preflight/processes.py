@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -15,6 +16,7 @@ from phaul_client.tree import descendants
 
 #: A thread that waits for a disk leaves state D within this time.
 _STUCK_SECONDS: Final = 0.05
+_TRAP: Final = 1 << signal.SIGTRAP - 1
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -52,6 +54,9 @@ def read_process(pid: int) -> Process | None:
         capabilities=int(status.get("CapPrm", "0"), 16) | int(status.get("CapInh", "0"), 16),
         namespaces=read_namespaces(directory),
         pid_namespace_for_children=_namespace(f"{directory}/ns/pid_for_children"),
+        time_namespace_for_children=_namespace(f"{directory}/ns/time_for_children"),
+        cgroups=try_text(f"{directory}/cgroup"),
+        trap_waits=any(int(status.get(name, "0"), 16) & _TRAP for name in ("SigPnd", "ShdPnd")),
         executable=strip_deleted(try_link(f"{directory}/exe"))[0],
         working_directory=try_link(f"{directory}/cwd"),
         working_directory_writable=_is_writable(f"{directory}/cwd"),

@@ -81,6 +81,8 @@ class Requirements:
     capabilities: int = 0
     #: Bytes of huge pages.
     huge_bytes: int = 0
+    #: It has ICMP sockets of the node's network (those of ping, not raw ones).
+    pings: bool = False
 
 
 def requirements(tree: TreeFacts, node: NodeFacts) -> Requirements:
@@ -106,6 +108,7 @@ def requirements(tree: TreeFacts, node: NodeFacts) -> Requirements:
         cpu_flags=program_flags(node.cpu_flags),
         capabilities=capabilities.needed(tree),
         huge_bytes=sum(file.length_bytes for file in tree.mapped_files if file.path.startswith("/anon_hugepage")),
+        pings=any(inet.protocol == "icmp" and not inet.own_network_namespace for inet in tree.inet_sockets),
     )
 
 

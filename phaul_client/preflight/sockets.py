@@ -27,9 +27,8 @@ _INET_TABLES = {
     "raw6": "raw",
 }
 #: Sockets that no table lists while they are neither bound nor connected, and that criu makes anew.
-_UNBOUND = frozenset(
-    {"TCP", "TCPv6", "UDP", "UDPv6", "UDP-Lite", "UDPLITEv6", "PING", "PINGv6", "RAW", "RAWv6", "UNIX"}
-)
+_PINGS = frozenset({"PING", "PINGv6"})
+_UNBOUND = _PINGS | frozenset({"TCP", "TCPv6", "UDP", "UDPv6", "UDP-Lite", "UDPLITEv6", "RAW", "RAWv6", "UNIX"})
 #: Of a connection: its own and the other's address and port.
 _Ends = tuple[tuple[str, int], tuple[str, int]]
 
@@ -69,6 +68,8 @@ def _read_namespace(files: dict[int, OpenFile], foreign: bool, sockets: Sockets)
         if inode in tables and protocol != "MPTCP":
             inet = _inet(tables[inode], file, foreign)
             sockets.inet.append(replace(inet, peer_outside=_ends(inet)[::-1] in strangers))
+        elif protocol in _PINGS:
+            sockets.inet.append(InetSocket(protocol="icmp", inode=inode, pid=file.pid, own_network_namespace=foreign))
         elif protocol not in _UNBOUND and not protocol.startswith("UNIX"):
             waiting = netlink.get(inode, 0)
             sockets.other.append(OtherSocket(inode=inode, pid=file.pid, fd=file.fd, protocol=protocol, waiting=waiting))
@@ -138,6 +139,7 @@ def _unix_socket(found: UnixDiag, known: dict[int, UnixDiag], file: OpenFile, qu
         peer_name=peer.name if peer else "",
         waiting=found.waiting if found.listening else (),
         queued_at=queued_at,
+        unread_bytes=found.unread_bytes,
     )
 
 

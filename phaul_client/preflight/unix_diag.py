@@ -12,8 +12,8 @@ _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _FLAG_REQUEST_DUMP: Final = 0x301
 _DONE, _ERROR = 3, 2
-_SHOW_NAME, _SHOW_PEER, _SHOW_ICONS = 1, 4, 8
-_NAME, _PEER, _ICONS = 0, 2, 3
+_SHOW_NAME, _SHOW_PEER, _SHOW_ICONS, _SHOW_QUEUES = 1, 4, 8, 16
+_NAME, _PEER, _ICONS, _QUEUES = 0, 2, 3, 4
 _LISTEN: Final = 10
 _HEADER: Final = struct.Struct("=IHHII")
 _REQUEST: Final = struct.Struct("=BBHIIIII")
@@ -33,11 +33,13 @@ class UnixDiag:
     peer_inode: int
     #: Inodes of connections that wait to be accepted.
     waiting: tuple[int, ...]
+    #: Bytes that it has sent and the other end has not read.
+    unread_bytes: int = 0
 
 
 def read_unix_sockets() -> dict[int, UnixDiag]:
     """Every unix socket of this thread's network namespace, by inode. Raises OSError."""
-    show = _SHOW_NAME | _SHOW_PEER | _SHOW_ICONS
+    show = _SHOW_NAME | _SHOW_PEER | _SHOW_ICONS | _SHOW_QUEUES
     request = _REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, show, 0, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(5)
@@ -74,6 +76,7 @@ def parse_unix_diag(payload: bytes) -> UnixDiag:
         name=_name(attributes.get(_NAME, b"")),
         peer_inode=struct.unpack("=I", attributes[_PEER][:4])[0] if _PEER in attributes else 0,
         waiting=struct.unpack(f"={len(icons) // 4}I", icons),
+        unread_bytes=struct.unpack("=II", attributes[_QUEUES][:8])[1] if _QUEUES in attributes else 0,
     )
 
 

@@ -158,6 +158,31 @@ def added_address(_stage: Stage) -> Iterator[None]:
 
 
 @contextmanager
+def _ping_group_range(value: str) -> Iterator[None]:
+    setting = Path("/proc/sys/net/ipv4/ping_group_range")
+    before = setting.read_text()
+    setting.write_text(value)
+    try:
+        yield
+    finally:
+        setting.write_text(before)
+
+
+@contextmanager
+def may_ping(_stage: Stage) -> Iterator[None]:
+    """Every group may make ICMP sockets."""
+    with _ping_group_range("0 2147483647"):
+        yield
+
+
+@contextmanager
+def may_not_ping(_stage: Stage) -> Iterator[None]:
+    """None may."""
+    with _ping_group_range("1 0"):
+        yield
+
+
+@contextmanager
 def without_address(_stage: Stage) -> Iterator[None]:
     subprocess.run(["ip", "address", "delete", "198.51.100.7/32", "dev", "lo"], check=True)
     yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.preflight.arranged import may_ping
 from tests.preflight.truth import Case
 
 CLEAN: Final = (
@@ -16,6 +17,15 @@ CLEAN: Final = (
         program="""
 open(path("f"), "w").write("content"); kept = open(path("f")); fcntl.fcntl(kept, fcntl.F_SETLEASE, fcntl.F_RDLCK)
 """,
+    ),
+    Case(
+        name="ping-socket-where-allowed",
+        around=may_ping,
+        program="kept = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)",
+    ),
+    Case(
+        name="blocks-other-signals",
+        program="signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); os.kill(os.getpid(), signal.SIGUSR1)",
     ),
     Case(name="has-a-path-only", program='kept = os.open("/etc/passwd", os.O_PATH)'),
     Case(name="pipe-of-its-own", program='ends = os.pipe(); os.write(ends[1], b"unread")'),

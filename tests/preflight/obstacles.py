@@ -21,6 +21,8 @@ from tests.preflight.arranged import (
     ended,
     fifo_of_ours,
     file_from_another_mount_namespace,
+    may_not_ping,
+    may_ping,
     pid_taken,
     pipe_to_us,
     port_taken,
@@ -222,6 +224,35 @@ server = socket.socket(socket.AF_UNIX); server.bind(path("server")); server.list
 client = socket.socket(socket.AF_UNIX); client.connect(path("server")); client.close()
 """,
         codes=codes("unix-in-flight"),
+        moves=False,
+    ),
+    Case(
+        name="unix-client-not-accepted-that-has-sent",
+        program="""
+server = socket.socket(socket.AF_UNIX); server.bind(path("server")); server.listen()
+client = socket.socket(socket.AF_UNIX); client.connect(path("server")); client.send(b"x")
+""",
+        codes=codes("unix-in-flight"),
+        moves=False,
+    ),
+    Case(
+        name="blocks-a-trap",
+        program="signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTRAP]); os.kill(os.getpid(), signal.SIGTRAP)",
+        codes=codes("trap-pending"),
+        moves=False,
+    ),
+    Case(
+        name="time-namespace-for-children",
+        program="check(libc.unshare(0x80))",
+        codes=codes("nested-namespace"),
+        moves=False,
+    ),
+    Case(
+        name="ping-socket",
+        around=may_ping,
+        destination=may_not_ping,
+        program="kept = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)",
+        codes=codes("ping-group"),
         moves=False,
     ),
     Case(

@@ -151,6 +151,14 @@ def test_the_source_names_the_terminal_less_session() -> None:
     assert not choose_options(tree, Wishes(shell_job=False)).shell_job
 
 
+@pytest.mark.parametrize(("state", "found"), [("S", True), ("Z", False)])
+def test_several_cgroups_become_one(state: str, found: bool) -> None:
+    """What has ended is in the root's, whatever it was in."""
+    other = replace(PROCESS, pid=9, state=state, cgroups="0::/b\n")
+    tree = TreeFacts(root_pid=7, processes=(replace(PROCESS, cgroups="0::/a\n"), other))
+    assert ("cgroups" in codes(check_source(tree, SOURCE, Wishes()))) is found
+
+
 def test_another_user_without_sys_resource() -> None:
     tree = TreeFacts(root_pid=7, processes=(replace(PROCESS, user_ids=(0, 33, 33)),))
     limited = replace(SOURCE, sys_resource=False)
