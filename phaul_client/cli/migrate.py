@@ -1,5 +1,6 @@
 """`phaul migrate`."""
 
+import asyncio
 from typing import Any
 
 import click
@@ -8,13 +9,15 @@ import grpc
 from phaul.v1 import migrations_pb2, types_pb2
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli import parameters, progress, render
+from phaul_client.cli.attempts import DEFAULT_ATTEMPTS, PAUSE_SECONDS, is_over_soon
 from phaul_client.cli.connection import LONG_CALL_SECONDS, Daemon, translate
 from phaul_client.cli.errors import tell_failure
 from phaul_client.cli.follow import Follower
-from phaul_client.cli.json_output import migration_json, report_json
-from phaul_client.cli.outcomes import ExitCode, exit_code_of, is_refusal
+from phaul_client.cli.json_output import failure_json, migration_json, report_json, to_line
+from phaul_client.cli.outcomes import ExitCode, exit_code_of, failure_of, is_refusal
 from phaul_client.cli.requests import build_options, migration_options, target_field
 from phaul_client.cli.session import Session, command
+from phaul_client.cli.visible import visible
 from phaul_client.errors import PhaulError
 
 
@@ -29,9 +32,17 @@ from phaul_client.errors import PhaulError
 @parameters.target_argument
 @migration_options
 @click.option("--detach", is_flag=True, help="Print the migration's id and do not wait for its end.")
+@click.option(
+    "--attempts",
+    metavar="N",
+    type=click.IntRange(1, 100),
+    default=DEFAULT_ATTEMPTS,
+    show_default=True,
+    help="How often to try while the program just looks at itself in /proc, which cannot move; not with --detach.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 async def migrate(
-    session: Session, target: int | str, destination: str, detach: bool, quiet: bool, **options: Any
+    session: Session, target: int | str, destination: str, detach: bool, attempts: int, quiet: bool, **options: Any
 ) -> ExitCode:
     """Move a process tree to another node.
 
@@ -54,6 +65,13 @@ async def migrate(
             session.show(shown, migration.migration_id)
             return ExitCode.OK
         ended = await _follow(daemon, migration, progress.choose(json=session.json, quiet=quiet))
+        for attempt in range(2, attempts + 1):
+            if ended is None or not is_over_soon(ended):
+                break
+            _tell_of(ended, attempt, attempts, as_json=session.json)
+            await asyncio.sleep(PAUSE_SECONDS)
+            migration = await _start(daemon, request)
+            ended = await _follow(daemon, migration, progress.choose(json=session.json, quiet=quiet))
     if ended is None:
         shown = {"event": "detached", "migration_id": migration.migration_id}
         session.show(shown, f"left running: phaul status {migration.migration_id}")
@@ -62,6 +80,17 @@ async def migrate(
     if not session.json:
         tell_failure(ended)
     return exit_code_of(ended)
+
+
+def _tell_of(ended: Migration, attempt: int, attempts: int, *, as_json: bool) -> None:
+    """It is tried again."""
+    failure = failure_of(ended)
+    assert failure is not None
+    if as_json:
+        told = {"migration_id": ended.migration_id, "attempt": attempt, "attempts": attempts}
+        click.echo(to_line({"event": "retry", **told, "error": failure_json(failure)}))
+    else:
+        click.echo(visible(f"phaul: {failure.message}; attempt {attempt} of {attempts}"), err=True)
 
 
 async def _start(daemon: Daemon, request: migrations_pb2.StartMigrationRequest) -> Migration:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from tests.vm.image import ROOT, LabMissing, cache_directory
+from tests.vm.image import ROOT, LabMissing, cache_directory, forget_unused
 
 SOURCE: Final = Path(__file__).parent / "go_criu"
 TREE: Final = ROOT / "scripts/debian-tree"
@@ -21,6 +21,7 @@ def ensure_go_phaul() -> Path:
     digest = hashlib.sha256((SOURCE / "main.go").read_bytes()).hexdigest()[:16]
     target = cache_directory() / f"go-phaul-{digest}"
     if target.exists():
+        forget_unused("go-phaul-*", target)
         return target
     building = target.with_suffix(".new")
     building.mkdir(parents=True, exist_ok=True)

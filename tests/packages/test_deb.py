@@ -176,3 +176,31 @@ def test_images_that_a_process_has_open_outlive_a_purge(tmp_path: Path) -> None:
     said = run("unshare", "--mount", "--propagation", "private", "sh", "-ec", inside, tmp_path / "postrm").splitlines()
     assert said[0].startswith("phaul: /dev/shm/phaul stays")
     assert said[1:] == ["/dev/shm/phaul/one/pages-1.img"]
+
+
+def test_what_is_another_phaulds_outlives_a_purge(tmp_path: Path) -> None:
+    """One that was installed otherwise has the same directories; and a mount in them does not make the purge fail."""
+    script = (ROOT / "debian/postrm").read_text().replace("#DEBHELPER#", "")
+    inside = """
+    mount -t tmpfs none /dev/shm; mount -t tmpfs none /var/lib; mount -t tmpfs none /run; mount -t tmpfs none /var/log
+    mkdir -p /dev/shm/phaul /var/lib/phaul/images /var/lib/phaul/workloads /var/log/phaul /run/phaul
+    echo log >/var/log/phaul/web.log
+    exec 9>/var/lib/phaul/journal.sqlite-wal
+    sh "$0" purge
+    find /var/lib/phaul /var/log/phaul /run/phaul /dev/shm/phaul | sort
+    exec 9>&-
+    mount -t tmpfs none /var/lib/phaul/images
+    sh "$0" purge 2>/dev/null
+    find /dev/shm /var/lib /var/log /run -name '*phaul*'"""
+    (tmp_path / "postrm").write_text(script)
+    said = run("unshare", "--mount", "--propagation", "private", "sh", "-ec", inside, tmp_path / "postrm").splitlines()
+    assert "a phauld of another installation works there" in said[0]
+    kept = ["/dev/shm/phaul", "/run/phaul", "/var/lib/phaul", "/var/lib/phaul/images"]
+    kept += [
+        "/var/lib/phaul/journal.sqlite-wal",
+        "/var/lib/phaul/workloads",
+        "/var/log/phaul",
+        "/var/log/phaul/web.log",
+    ]
+    assert said[1 : 1 + len(kept)] == kept
+    assert said[1 + len(kept) :] == ["/var/lib/phaul"]  # with the mount

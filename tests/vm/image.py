@@ -158,6 +158,14 @@ def _remove_unused(cache: Path) -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
+def forget_unused(pattern: str, used: Path) -> None:
+    """Remove the files beside `used` that are called so and that nobody used lately: they are of earlier recipes."""
+    os.utime(used)
+    for other in used.parent.glob(pattern):
+        if other != used and time.time() - other.stat().st_mtime > KEPT_UNUSED_SECONDS and other.is_file():
+            other.unlink(missing_ok=True)
+
+
 @contextmanager
 def _one_builder(cache: Path) -> Iterator[None]:
     with (cache / "lock").open("w") as lock:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.vm.guest import Guest
-from tests.vm.image import ROOT, LabMissing, cache_directory
+from tests.vm.image import ROOT, LabMissing, cache_directory, forget_unused
 
 PACKAGES: Final = ("postgresql-17", "nginx-light", "memcached", "rsync")
 RECIPE: Final = Path(__file__).with_name("pack_programs")
@@ -45,6 +45,7 @@ def archive() -> bytes:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / ARCHIVE, path.with_suffix(".new"))
             path.with_suffix(".new").rename(path)
+    forget_unused("programs-*.tar.gz", path)
     return path.read_bytes()
 
 

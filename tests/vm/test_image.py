@@ -34,3 +34,14 @@ def test_half_an_image_is_none(tmp_path: Path) -> None:
     assert image.find(tmp_path) is None
     (tmp_path / "vmlinuz").touch()
     assert image.find(tmp_path) is not None
+
+
+def test_archives_of_earlier_recipes_are_kept_for_a_week(tmp_path: Path) -> None:
+    old, recent, used, other = (tmp_path / name for name in ("programs-1", "programs-2", "programs-3", "root.ext4"))
+    for path in (old, recent, used, other):
+        path.touch()
+        if path is not recent:
+            os.utime(path, (0, 0))
+    image.forget_unused("programs-*", used)
+    assert sorted(tmp_path.iterdir()) == [recent, used, other]
+    assert used.stat().st_mtime > 0

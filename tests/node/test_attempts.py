@@ -1,0 +1,78 @@
+"""A program that looks at itself in /proc in the wrong moment: `phaul migrate` tries again, but not for ever."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.nodes import Node, Nodes, until
+
+pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
+
+REFUSED: Final = 3
+ROLLED_BACK: Final = 4
+#: Opens its own file in /proc while `wish` is there, and says so by `open`.
+PROGRAM: Final = """
+import os, sys, time
+wish, told = sys.argv[1:]
+while True:
+    if os.path.exists(wish):
+        with open("/proc/self/stat"):
+            open(told, "w").close()
+            while os.path.exists(wish):
+                time.sleep(0.01)
+        os.unlink(told)
+    time.sleep(0.01)
+"""
+#: After the preflight the program opens it, and closes it when the migration has failed for that.
+HOOK: Final = """#!/bin/sh
+case $PHAUL_PHASE in
+prepare) touch {wish}; until [ -e {told} ]; do sleep 0.01; done ;;
+abort) rm -f {wish} {hook}; while [ -e {told} ]; do sleep 0.01; done ;;
+esac
+"""
+
+
+async def start(node: Node, directory: Path) -> tuple[Path, Path]:
+    wish, told = directory / "wish", directory / "open"
+    await node.phaul("run", "--name", "curious", "--", sys.executable, "-c", PROGRAM, str(wish), str(told), check=True)
+    return wish, told
+
+
+async def test_what_was_open_in_the_freeze_moves_at_the_second_attempt(nodes: Nodes, tmp_path: Path) -> None:
+    a, b, _ = nodes
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    await a.start_phauld(hooks_dir=hooks)
+    await b.start_phauld()
+    wish, told = await start(a, tmp_path)
+    hook = hooks / "look"
+    hook.write_text(HOOK.format(wish=wish, told=told, hook=hook))
+    hook.chmod(0o755)
+    words = ("migrate", "curious", "--to", b.address, "--json")
+    once = await a.phaul(*words, "--attempts", "1")
+    assert (once.returncode, once.events()[-1]["error"]["reason"]) == (ROLLED_BACK, "RESTORE_FAILED"), once
+    assert [each for each in once.events() if each["event"] == "retry"] == []
+    hook.write_text(HOOK.format(wish=wish, told=told, hook=hook))
+    hook.chmod(0o755)
+    done = await a.phaul(*words)
+    (again,) = (each for each in done.events() if each["event"] == "retry")
+    assert (again["attempt"], again["attempts"], again["error"]["reason"]) == (2, 3, "RESTORE_FAILED")
+    assert (done.returncode, done.events()[-1]["outcome"]) == (0, "moved"), done
+    assert again["migration_id"] != done.events()[-1]["migration_id"]
+
+
+async def test_what_stays_open_is_refused_in_the_end(nodes: Nodes, tmp_path: Path) -> None:
+    a, b, _ = nodes
+    for node in (a, b):
+        await node.start_phauld()
+    wish, told = await start(a, tmp_path)
+    wish.touch()
+    await until(told.exists)
+    done = await a.phaul("migrate", "curious", "--to", b.address, "--attempts", "2")
+    assert done.returncode == REFUSED, done
+    assert done.stderr.count("; attempt 2 of 2") == 1
+    assert "try again if it is read now and then" in done.stderr.splitlines()[-1]
