@@ -1,23 +1,23 @@
 """The shell around the table in `commit.py`: takes events, writes the journal, asks the destination.
 
-`CriuLocal` adds the acts of a dump that is under way, `Recovery` those for a migration found in the journal.
+`LastStep` adds the acts of a dump that is under way, `Recovery` those for a migration found in the journal.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Final, Protocol, assert_never
+from collections.abc import Coroutine, Mapping
+from typing import Final, assert_never
 
 from phaul.v1 import types_pb2
 from phaul_client import commit
+from phaul_client.case import Case
 from phaul_client.commit import Do, Event, Phase, Record
-from phaul_client.doubt import Doubt, Resolution, Speaker
+from phaul_client.doubt import Resolution, Speaker
 from phaul_client.errors import PeerError, PeerRefused, PhaulError
 from phaul_client.hook_calls import Hooks
 from phaul_client.movers import Addresses
-from phaul_client.remote import GrpcRemote
 from phaul_client.status import from_failure
 from phaul_client.timeline import Step, aligned
 from phaul_client.tree import Tree
@@ -36,45 +36,19 @@ _ANSWERS: Final[Mapping[int, Event]] = {
 }
 
 
-class Journal(Protocol):
-    """Where a phase is written down before it is acted on."""
-
-    def note(self, **detail: object) -> None:
-        """Keep this, as JSON, for the next `record`."""
-
-    async def record(self, phase: Phase) -> None:
-        """On return the phase and what was noted survive a crash. Raises `OSError`."""
-
-
-async def nothing() -> None:
-    """There is nothing to clean up."""
-
-
 class Coordinator:
     """The source of one migration, from the phase that it is given."""
 
-    def __init__(
-        self,
-        migration_id: str,
-        remote: GrpcRemote,
-        journal: Journal,
-        *,
-        phase: Phase,
-        doubt: Doubt,
-        on_phase: Callable[[Phase], None] = lambda _: None,
-        clean_up: Callable[[], Awaitable[None]] = nothing,
-    ) -> None:
-        self._migration_id = migration_id
-        self._remote = remote
-        self._journal = journal
+    def __init__(self, case: Case, phase: Phase) -> None:
+        self._case = case
+        self._migration_id = case.migration_id
+        self._remote = case.remote
+        self._journal = case.journal
         self._phase = phase
-        self._doubt = doubt
-        self._on_phase = on_phase
-        self._clean_up = clean_up
         self._transitions = commit.TRANSITIONS
         self._patience = FIRST_PATIENCE_SECONDS
         self._doubt_since = 0.0
-        self._has_expired = doubt.has_expired  # if not, it is held for a cause of which the policy does not speak
+        self._has_expired = case.doubt.has_expired  # if not, it is held for a cause of which the policy does not speak
         self._resolution = Resolution()
         self._abort: asyncio.Task[None] | None = None
         self._tree: Tree | None = None
@@ -204,7 +178,7 @@ class Coordinator:
             case Do.CLEAN_UP:
                 if self._abort is not None:
                     await self._abort
-                await self._clean_up()
+                await self._case.clean_up()
             case Do.KILL_TREE:
                 return await self._kill_tree()
             case Do.RESUME_TREE:
@@ -223,7 +197,7 @@ class Coordinator:
         if phase is not self._phase:
             logger.info("phase migration_id=%s phase=%s", self._migration_id, phase)
             self._phase = phase
-            self._on_phase(phase)
+            self._case.on_phase(phase)
 
     async def _kill_tree(self) -> Event | None:
         """SIGKILL by pidfd whatever is left."""
@@ -291,12 +265,12 @@ class Coordinator:
 
     def _no_answer(self) -> Event:
         is_held = self._phase is Phase.HELD
-        if (is_held and not self._has_expired) or time.monotonic() - self._doubt_since < self._doubt.seconds:
+        if (is_held and not self._has_expired) or time.monotonic() - self._doubt_since < self._case.doubt.seconds:
             return Event.NO_ANSWER
         self._has_expired = True
         self._journal.note(doubt_expired=True)
-        if self._doubt.event is not None:
-            self._resolution.give(self._doubt.event, "the policy")
+        if self._case.doubt.event is not None:
+            self._resolution.give(self._case.doubt.event, "the policy")
         return Event.NO_ANSWER if is_held else Event.DOUBT_EXPIRED
 
     async def _abort_destination(self) -> None:

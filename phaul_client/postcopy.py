@@ -10,20 +10,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import os
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
 from phaul_client import commit
+from phaul_client.case import Case
 from phaul_client.commit import Do, Event, Phase
 from phaul_client.config import Config
-from phaul_client.coordinator import Journal, nothing
 from phaul_client.huge_pages import collapse_tree
-from phaul_client.images import relative_parent
-from phaul_client.local import LAST_DUMP, CriuLocal, Settings
-from phaul_client.remote import GrpcRemote
+from phaul_client.last_step import Settings
+from phaul_client.local import CriuLocal
 from phaul_client.serving import (
     AskTerms,
     OnProgress,
@@ -51,19 +48,9 @@ class PostcopyLocal(CriuLocal):
     """Moves the tree first and its memory behind it. Good for one migration, also one that ends without post-copy."""
 
     def __init__(
-        self,
-        migration_id: str,
-        remote: GrpcRemote,
-        journal: Journal,
-        settings: Settings,
-        *,
-        start_relay: StartRelay,
-        on_progress: OnProgress,
-        terms: AskTerms,
-        on_phase: Callable[[Phase], None] = lambda _: None,
-        clean_up: Callable[[], Awaitable[None]] = nothing,
+        self, case: Case, settings: Settings, *, start_relay: StartRelay, on_progress: OnProgress, terms: AskTerms
     ) -> None:
-        super().__init__(migration_id, remote, journal, settings, on_phase=on_phase, clean_up=clean_up)
+        super().__init__(case, settings)
         self._start_relay = start_relay
         self._terms = terms
         self._on_progress = on_progress
@@ -77,37 +64,16 @@ class PostcopyLocal(CriuLocal):
     async def dump_copy_serve(self, criu: Criu, config: Config, last_client_images_path: Path | None) -> None:
         """Freeze the tree, restore it there, serve its pages until none is missing. Raises as `dump_copy_restore`."""
         self._transitions = commit.POSTCOPY_TRANSITIONS
-        self._config = config
-        self._task = asyncio.current_task()
-        self._directory = config.wdir / LAST_DUMP
-        self._directory.mkdir(mode=0o700)
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            await self.cargo.prepare()
-            if last_client_images_path is None:  # else every page would count as written to
-                await collapse_tree(config.pid)
-            options = dataclasses.replace(self._settings.dump, pid=config.pid)
-            await self._guard_connections(options)
-            options = self._lock.options(options)
-            swrk, page_fd = await self._prepare(config.pid, options.kept_fds)
-            options = dataclasses.replace(
-                options,
-                images_dir_fd=descriptor,
-                lazy_pages_fd=page_fd,
-                parent_img=relative_parent(self._directory, last_client_images_path),
-                track_mem=last_client_images_path is not None,
-                log_file="dump.log",
-            )
-            await self._see_through(asyncio.create_task(criu.dump(options, on_notify=self._notified, swrk=swrk)))
-            await self._complete()
-        except (Exception, asyncio.CancelledError) as exc:
-            await self.unwind(exc)
+            async with self._under_way(config) as descriptor:
+                if last_client_images_path is None:  # else every page would count as written to
+                    await collapse_tree(config.pid)
+                options = await self._options(descriptor, last_client_images_path)
+                swrk, page_fd = await self._prepare(config.pid, options.kept_fds)
+                options = dataclasses.replace(options, lazy_pages_fd=page_fd)
+                await self._see_through(asyncio.create_task(criu.dump(options, on_notify=self._notified, swrk=swrk)))
         finally:
             self._calm()
-            self._stop_watchdog()
-            os.close(descriptor)
-            await self._leave_connections()
-            self._let_go_of_tree()
 
     async def _prepare(self, pid: int, kept_fds: tuple[int, ...]) -> tuple[Swrk, int]:
         """All that can be done before the freeze."""
@@ -116,9 +82,7 @@ class PostcopyLocal(CriuLocal):
         try:
             status = await self._relay.status()
             self._criu = identity(status.criu_pid)
-            self._pages = Serving(
-                self._migration_id, self._remote, self._relay, self._doubt, self._on_progress, self._terms
-            )
+            self._pages = Serving(self._case, self._relay, self._on_progress, self._terms)
             self._hurry()
             await self._pages.link()
             self._stopped_before = stopped_pids(pid)
@@ -185,19 +149,12 @@ class PostcopyLocal(CriuLocal):
     async def _notified(self, notification: Notification) -> None:
         match notification.name:
             case "pre-dump":
-                self._start_watchdog()
                 self._frozen_at = time.monotonic()
-            case "query-ext-files":
-                assert self._config is not None
-                await self._hold_connections(self._config.pid)
-                self.cargo.freeze()
             case "post-dump":
                 self.steps.append(Step("freeze and dump", self._frozen_at, time.monotonic()))
-                await self.fire(Event.TREE_FROZEN)
-                if self._phase is Phase.ROLLING_BACK:
-                    raise self._cause or RuntimeError("rolled back without a cause")
             case "status-ready":
                 self._serving = asyncio.create_task(self._serve(), name=f"serve-{self._migration_id}")
+        await super()._notified(notification)
 
     async def _serve(self) -> None:
         """From the served pages to the last one."""

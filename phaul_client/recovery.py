@@ -6,15 +6,14 @@ There is no dump in this process. The tree is known by its tasks; of a post-copy
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from phaul_client import commit
+from phaul_client.case import Case
 from phaul_client.commit import Do, Event, Phase
-from phaul_client.coordinator import Coordinator, Journal, nothing
-from phaul_client.doubt import Doubt
-from phaul_client.remote import GrpcRemote
-from phaul_client.serving import AskTerms, OnProgress, Serving, ServingRelay, criu_gone, end_serving
+from phaul_client.coordinator import Coordinator
+from phaul_client.serving import Serving, criu_gone, end_serving
 from phaul_client.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -23,19 +22,8 @@ logger = logging.getLogger(__name__)
 class Recovery(Coordinator):
     """A migration that a restarted phauld found in its journal."""
 
-    def __init__(
-        self,
-        migration_id: str,
-        remote: GrpcRemote,
-        journal: Journal,
-        *,
-        phase: Phase,
-        tree: Tree,
-        doubt: Doubt,
-        on_phase: Callable[[Phase], None] = lambda _: None,
-        clean_up: Callable[[], Awaitable[None]] = nothing,
-    ) -> None:
-        super().__init__(migration_id, remote, journal, phase=phase, doubt=doubt, on_phase=on_phase, clean_up=clean_up)
+    def __init__(self, case: Case, phase: Phase, tree: Tree) -> None:
+        super().__init__(case, phase)
         self._tree = tree
 
     async def run(self) -> Phase:
@@ -58,29 +46,11 @@ class Recovery(Coordinator):
 class PostcopyRecovery(Recovery):
     """A post-copy migration that a restarted phauld found in its journal; its relay and criu may live on."""
 
-    def __init__(
-        self,
-        migration_id: str,
-        remote: GrpcRemote,
-        journal: Journal,
-        *,
-        phase: Phase,
-        tree: Tree,
-        relay: ServingRelay,
-        criu: Mapping[str, Any],
-        doubt: Doubt,
-        on_progress: OnProgress,
-        terms: AskTerms,
-        on_phase: Callable[[Phase], None] = lambda _: None,
-        clean_up: Callable[[], Awaitable[None]] = nothing,
-    ) -> None:
-        super().__init__(
-            migration_id, remote, journal, phase=phase, tree=tree, doubt=doubt, on_phase=on_phase, clean_up=clean_up
-        )
+    def __init__(self, case: Case, phase: Phase, tree: Tree, *, pages: Serving, criu: Mapping[str, Any]) -> None:
+        super().__init__(case, phase, tree)
         self._transitions = commit.POSTCOPY_TRANSITIONS
-        self._relay = relay
+        self._pages = pages
         self._criu = criu
-        self._pages = Serving(migration_id, remote, relay, doubt, on_progress, terms)
 
     async def run(self) -> Phase:
         assert self._tree is not None
@@ -96,9 +66,9 @@ class PostcopyRecovery(Recovery):
             case Do.SERVE_PAGES:
                 return await self._pages.fill()
             case Do.KILL_TREE:
-                await end_serving(self._criu, self._relay.finish())
+                await end_serving(self._criu, self._pages.relay.finish())
                 await criu_gone(self._criu)
             case Do.RESUME_TREE:
-                await end_serving(self._criu, self._relay.abort())
+                await end_serving(self._criu, self._pages.relay.abort())
                 await criu_gone(self._criu)
         return await super().perform(act)

@@ -14,11 +14,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from phaul_client.case import Case
 from phaul_client.commit import Event
-from phaul_client.doubt import Doubt
 from phaul_client.errors import InvalidRequest, PeerError, PeerRefused, PhaseError, PhaulError
 from phaul_client.pipe import LinkTerms
-from phaul_client.remote import GrpcRemote
 from phaul_client.stream import StreamKind
 from phaul_client.tree import Tree, is_alive, wait_until_gone
 
@@ -83,27 +82,19 @@ AskTerms = Callable[[], LinkTerms]
 class Serving:
     """Keeps the relay linked and asks the destination, until it needs no more pages."""
 
-    def __init__(
-        self,
-        migration_id: str,
-        remote: GrpcRemote,
-        relay: ServingRelay,
-        doubt: Doubt,
-        on_progress: OnProgress,
-        terms: AskTerms = LinkTerms,
-    ) -> None:
-        self._terms = terms
-        self._migration_id = migration_id
-        self._remote = remote
-        self._relay = relay
-        self._doubt = doubt
+    def __init__(self, case: Case, relay: ServingRelay, on_progress: OnProgress, terms: AskTerms = LinkTerms) -> None:
+        self.relay: Final = relay
+        self._migration_id = case.migration_id
+        self._remote = case.remote
+        self._doubt = case.doubt
         self._on_progress = on_progress
+        self._terms = terms
 
     async def link(self) -> None:
         """Connect the relay to the destination. Raises `PhaulError`: `PeerError`, `RelayGone`, or of the policy."""
         terms = self._terms()
         tls, packed = terms.tls is not None, terms.packing is not None
-        await self._relay.link(await self._remote.open_stream(StreamKind.LAZY_PAGES, tls=tls, packed=packed), terms)
+        await self.relay.link(await self._remote.open_stream(StreamKind.LAZY_PAGES, tls=tls, packed=packed), terms)
 
     @contextlib.asynccontextmanager
     async def linked(self, on_gone: Callable[[RelayGone], None] = lambda _: None) -> AsyncIterator[None]:
@@ -143,7 +134,7 @@ class Serving:
 
     async def _tell(self, pages_missing: int) -> None:
         """Raises `RelayGone`."""
-        relay = await self._relay.status()
+        relay = await self.relay.status()
         self._on_progress(
             Progress(sent_bytes=relay.page_bytes, wire_bytes=relay.wire_bytes, pages_missing=pages_missing)
         )
@@ -154,7 +145,7 @@ class Serving:
             await asyncio.sleep(patience_seconds)
             patience_seconds = POLL_SECONDS
             try:
-                if not (await self._relay.status()).is_linked:
+                if not (await self.relay.status()).is_linked:
                     await self.link()
                     logger.info("page link made migration_id=%s", self._migration_id)
             except RelaySilent as exc:

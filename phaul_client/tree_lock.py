@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+from pathlib import Path
 
+from phaul_client.images import open_directory
 from phaul_client.tree import descendants, shares_namespace
 from phaul_criu.connection_lock import ConnectionLock
+from phaul_criu.network_lock import remove_network_lock
 from phaul_criu.requests import DumpOptions, NetworkLock
 
 logger = logging.getLogger(__name__)
@@ -66,3 +69,14 @@ class TreeLock:
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.close()
+
+
+def unlock_network(directory: Path) -> None:
+    """Remove the network lock of the last dump, whose images lie there, if it made one and it still holds."""
+    try:
+        with open_directory(directory) as descriptor:
+            remove_network_lock(descriptor)
+    except FileNotFoundError:
+        pass  # the dump did not come that far
+    except (OSError, ValueError) as exc:  # the tree is where it should be all the same
+        logger.warning("network lock not removed directory=%s error=%s", directory, exc)

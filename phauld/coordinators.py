@@ -9,12 +9,15 @@ from typing import Any
 from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2
+from phaul_client.case import Case
 from phaul_client.commit import Phase
 from phaul_client.doubt import Doubt
-from phaul_client.local import CriuLocal, Settings
+from phaul_client.last_step import Settings
+from phaul_client.local import CriuLocal
 from phaul_client.postcopy import PostcopyLocal
 from phaul_client.recovery import PostcopyRecovery, Recovery
 from phaul_client.remote import GrpcRemote
+from phaul_client.serving import Serving
 from phaul_client.tree import Tree, descendants, identity, is_alive
 from phauld.belongings import Belongings
 from phauld.decision import WITH_LAZY_PAGES
@@ -58,7 +61,6 @@ class Coordinators:
             cargo=self._belongings.pack(remote, plan, options),
             root=self._target.identity,
             freeze_budget_seconds=options.freeze_budget_seconds,
-            doubt=_doubt(options),
             start_guard=_guard_of_connections,
         )
         self._journal.note(
@@ -71,54 +73,45 @@ class Coordinators:
             addresses=[str(each) for each in plan.here],
             **self._belongings.for_journal,
         )
-        local = self._mover(remote, plan, settings, on_phase)
+        local = self._mover(self._case(remote, _doubt(options), on_phase), plan, settings)
         self._belongings.give(local, plan, options)
         return local
 
-    def _mover(self, remote: GrpcRemote, plan: Plan, settings: Settings, on_phase: OnPhase) -> CriuLocal:
-        migration_id, journal, clean_up = self._record.migration_id, self._journal, self._clean_up
+    def _case(self, remote: GrpcRemote, doubt: Doubt, on_phase: OnPhase) -> Case:
+        return Case(
+            migration_id=self._record.migration_id,
+            remote=remote,
+            journal=self._journal,
+            doubt=doubt,
+            on_phase=on_phase,
+            clean_up=self._clean_up,
+        )
+
+    def _mover(self, case: Case, plan: Plan, settings: Settings) -> CriuLocal:
         if plan.decision.mode not in WITH_LAZY_PAGES:
-            return CriuLocal(migration_id, remote, journal, settings, on_phase=on_phase, clean_up=clean_up)
+            return CriuLocal(case, settings)
         self._relay.agree(uses_tls=plan.decision.lazy_uses_tls, packing=plan.decision.pipe.lazy_packing)
         return PostcopyLocal(
-            migration_id,
-            remote,
-            journal,
+            case,
             settings,
             start_relay=self._relay.start,
             on_progress=self._meter.on_progress,
             terms=self._relay.terms,
-            on_phase=on_phase,
-            clean_up=clean_up,
         )
 
     def recovery(self, remote: GrpcRemote, entry: OutgoingEntry, options: Options, on_phase: OnPhase) -> Recovery:
         """For a tree of which an earlier attempt may have left anything."""
-        recovery = self._recovery(remote, entry, _doubt(options, entry.detail), on_phase)
+        case = self._case(remote, _doubt(options, entry.detail), on_phase)
+        recovery = self._recovery(case, entry.phase, entry.detail)
         self._belongings.find(recovery, entry.detail, options)
         return recovery
 
-    def _recovery(self, remote: GrpcRemote, entry: OutgoingEntry, doubt: Doubt, on_phase: OnPhase) -> Recovery:
-        migration_id, journal, clean_up = self._record.migration_id, self._journal, self._clean_up
-        phase, tree = entry.phase, recorded_tree(entry.detail)
-        if "relay" not in entry.detail:
-            return Recovery(
-                migration_id, remote, journal, phase=phase, tree=tree, doubt=doubt, on_phase=on_phase, clean_up=clean_up
-            )
-        return PostcopyRecovery(
-            migration_id,
-            remote,
-            journal,
-            phase=phase,
-            tree=tree,
-            relay=self._relay.find(entry.detail),
-            criu=entry.detail["criu"],
-            doubt=doubt,
-            on_progress=self._meter.on_progress,
-            terms=self._relay.terms,
-            on_phase=on_phase,
-            clean_up=clean_up,
-        )
+    def _recovery(self, case: Case, phase: Phase, detail: Mapping[str, Any]) -> Recovery:
+        tree = recorded_tree(detail)
+        if "relay" not in detail:
+            return Recovery(case, phase, tree)
+        pages = Serving(case, self._relay.find(detail), self._meter.on_progress, self._relay.terms)
+        return PostcopyRecovery(case, phase, tree, pages=pages, criu=detail["criu"])
 
 
 def recorded_tree(detail: Mapping[str, Any]) -> Tree:

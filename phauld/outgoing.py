@@ -22,11 +22,13 @@ from phaul_client import commit
 from phaul_client.commit import Event, Phase
 from phaul_client.coordinator import Coordinator
 from phaul_client.errors import PeerError, PeerUnavailable, PhaulError, PreflightRefused
-from phaul_client.local import LAST_DUMP, CriuLocal, unlock_network
+from phaul_client.last_step import LAST_DUMP
+from phaul_client.local import CriuLocal
 from phaul_client.remote import GrpcRemote
 from phaul_client.serving import criu_gone
 from phaul_client.status import reason_of
 from phaul_client.tree import waits_for_pages
+from phaul_client.tree_lock import unlock_network
 from phaul_criu.child import finish
 from phauld import convert
 from phauld.belongings import Belongings

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from phaul_client.cargo import Cargo
+from phaul_client.case import Case
 from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
 from phaul_client.doubt import Doubt
-from phaul_client.local import CriuLocal, Settings
+from phaul_client.last_step import Settings
+from phaul_client.local import CriuLocal
 from phaul_criu.requests import DumpOptions
 from phauld.session import Phase as SessionPhase
 from tests.fakes.criu import FakeCriu
@@ -124,21 +126,25 @@ class Move:
     async def _clean_up(self) -> None:
         self.cleaned += 1
 
-    def make(self) -> CriuLocal:
-        self.local = CriuLocal(
-            "move",
-            self.remote,
-            self.journal,
-            Settings(
-                dump=DumpOptions(images_dir_fd=-1, pid=0),
-                root=self.root,
-                cargo=Cargo(self.remote, self.carried),
-                freeze_budget_seconds=self.freeze_budget_seconds,
-                doubt=self.doubt,
-            ),
+    @property
+    def case(self) -> Case:
+        return Case(
+            migration_id="move",
+            remote=self.remote,
+            journal=self.journal,
+            doubt=self.doubt,
             on_phase=self.phases.append,
             clean_up=self._clean_up,
         )
+
+    def make(self) -> CriuLocal:
+        settings = Settings(
+            dump=DumpOptions(images_dir_fd=-1, pid=0),
+            root=self.root,
+            cargo=Cargo(self.remote, self.carried),
+            freeze_budget_seconds=self.freeze_budget_seconds,
+        )
+        self.local = CriuLocal(self.case, settings)
         return self.local
 
     async def run(self) -> None:

@@ -157,14 +157,7 @@ async def test_a_tree_that_may_be_committed_waits_for_its_roll_back_to_be_writte
 
 async def test_a_recovery_does_not_commit_a_tree_that_runs(move: Move) -> None:
     move.remote.phase = SessionPhase.PREPARED
-    recovery = Recovery(
-        "move",
-        move.remote,
-        move.journal,
-        phase=Phase.COMMITTED,
-        tree=ProcessTree.below(move.tree.root),
-        doubt=Doubt(),
-    )
+    recovery = Recovery(move.case, Phase.COMMITTED, ProcessTree.below(move.tree.root))
     async with asyncio.timeout(10):
         assert await recovery.run() is Phase.ROLLED_BACK
     assert "commit" not in move.remote.calls
@@ -176,7 +169,7 @@ async def test_a_recovery_commits_a_tree_that_is_stopped(move: Move) -> None:
     move.remote.phase = SessionPhase.PREPARED
     held = ProcessTree.below(move.tree.root)
     held.stop(frozenset())
-    recovery = Recovery("move", move.remote, move.journal, phase=Phase.COMMITTED, tree=held, doubt=Doubt())
+    recovery = Recovery(move.case, Phase.COMMITTED, held)
     async with asyncio.timeout(10):
         assert await recovery.run() is Phase.DONE
     assert move.remote.ever_ran
@@ -189,8 +182,8 @@ async def test_a_policy_that_was_not_acted_on_is_asked_again_by_the_next_phauld(
     held = ProcessTree.below(move.tree.root)
     held.stop(frozenset())
     move.script(get_session=[Act(before=unavailable())], abort=[Act(before=unavailable())])
-    doubt = Doubt(seconds=0.1, event=Event.RESOLVED_RESUME, has_expired=has_expired)
-    recovery = Recovery("move", move.remote, move.journal, phase=Phase.HELD, tree=held, doubt=doubt)
+    move.doubt = Doubt(seconds=0.1, event=Event.RESOLVED_RESUME, has_expired=has_expired)
+    recovery = Recovery(move.case, Phase.HELD, held)
     run = asyncio.create_task(recovery.run())
     if not has_expired:
         await move.until(lambda: move.remote.calls.count("get_session") > 3)

@@ -84,7 +84,7 @@ async def test_images_that_cannot_be_read_roll_back(move: Move, monkeypatch: pyt
     def broken(path: Path, index: int) -> Iterator[object]:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("phaul_client.local.image_pieces", broken)
+    monkeypatch.setattr("phaul_client.last_step.image_pieces", broken)
     with pytest.raises(RolledBack, match="Input/output error"):
         await move.run()
     move.assert_rolled_back()
@@ -132,7 +132,7 @@ async def test_a_process_that_got_the_pid_later_is_not_moved(
     move: Move, monkeypatch: pytest.MonkeyPatch, looks: int
 ) -> None:
     answers = iter([True] * looks + [False])
-    monkeypatch.setattr("phaul_client.local.is_alive", lambda _: next(answers))
+    monkeypatch.setattr("phaul_client.last_step.is_alive", lambda _: next(answers))
     move.root = identity(move.tree.root)
     with pytest.raises(RolledBack) as ended:
         await move.run()

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from phaul_client.local import unlock_network
+from phaul_client.tree_lock import unlock_network
 from phaul_criu.inventory import lock_table_name
 from phaul_criu.rpc import inventory_pb2
 
 IN_NAMESPACE = """
 import subprocess, sys
 from pathlib import Path
-from phaul_client.local import unlock_network
+from phaul_client.tree_lock import unlock_network
 subprocess.run(["nft", "add", "table", "inet", sys.argv[1]], check=True)
 subprocess.run(["nft", "add", "table", "inet", "mine"], check=True)
 unlock_network(Path(sys.argv[2]))

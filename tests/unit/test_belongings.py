@@ -8,10 +8,10 @@ from typing import Any
 
 from phaul.v1 import migrations_pb2, types_pb2
 from phaul_client.addresses import Address
+from phaul_client.case import Case
 from phaul_client.commit import Phase
 from phaul_client.containers.links import Links
 from phaul_client.coordinator import Coordinator
-from phaul_client.doubt import Doubt
 from phaul_client.movers import Addresses
 from phauld.belongings import Belongings
 from phauld.node import Node
@@ -36,7 +36,7 @@ def belongings(directory: Path, workload: Workload | None = None) -> tuple[Belon
 
 
 def coordinator(phase: Phase) -> Coordinator:
-    return Coordinator("m1", NOTHING, NOTHING, phase=phase, doubt=Doubt())
+    return Coordinator(Case(migration_id="m1", remote=NOTHING, journal=NOTHING), phase)
 
 
 def test_a_recovery_gets_what_the_journal_knows(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from phaul_client import commit
+from phaul_client.case import Case
 from phaul_client.commit import Phase
 from phaul_client.coordinator import Coordinator
-from phaul_client.doubt import Doubt
 from phaul_client.relay_frames import (
     NARROW_MESSAGE,
     PAGE_BYTES,
@@ -164,7 +164,7 @@ class _FullDisk:
 async def test_the_end_of_a_filling_waits_for_the_disk() -> None:
     journal, remote = _FullDisk(), ScriptedRemote()
     try:
-        coordinator = Coordinator("m", remote, journal, phase=Phase.FILLING, doubt=Doubt())
+        coordinator = Coordinator(Case(migration_id="m", remote=remote, journal=journal), Phase.FILLING)
         coordinator._transitions = commit.POSTCOPY_TRANSITIONS
         await coordinator.fire(commit.Event.PAGES_FILLED)
     finally:

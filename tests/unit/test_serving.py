@@ -11,6 +11,7 @@ import pytest
 
 from phaul.v1 import remote_pb2, types_pb2
 from phaul_client import serving
+from phaul_client.case import Case
 from phaul_client.commit import Event
 from phaul_client.doubt import Doubt
 from phaul_client.errors import PeerUnavailable
@@ -51,9 +52,8 @@ async def fill(script: Script, doubt_seconds: float = 60.0) -> tuple[Event, list
     """How it ended, and how many pages were missing at each look."""
     told: list[Progress] = []
     ends: Any = cast(Any, script)
-    return await Serving("m1", ends, ends, Doubt(seconds=doubt_seconds), told.append).fill(), [
-        each.pages_missing for each in told
-    ]
+    case = Case(migration_id="m1", remote=ends, journal=ends, doubt=Doubt(seconds=doubt_seconds))
+    return await Serving(case, ends, told.append).fill(), [each.pages_missing for each in told]
 
 
 @pytest.fixture(autouse=True)
