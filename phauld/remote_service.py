@@ -147,7 +147,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             raise InvalidRequest("SyncFiles without a message")
         found = await self._sessions.get(first.migration_id)
         found.check_takes_files()
-        found.renew()
+        found.course.renew()
         async with contextlib.aclosing(found.sync.serve(first, request_iterator)) as answers:
             async for answer in answers:
                 yield answer
@@ -155,18 +155,18 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
     async def Restore(self, request: remote_pb2.RestoreRequest, context: Context) -> remote_pb2.RestoreResponse:
         arrival = time.monotonic()
         found = await self._sessions.get(request.migration_id)
-        found.take_marks()
+        found.course.take_marks()
         await found.restore(request.image_files)
-        steps = steps_since(arrival, found.take_marks(), self._node.name)
+        steps = steps_since(arrival, found.course.take_marks(), self._node.name)
         return remote_pb2.RestoreResponse(pid=found.pid, timeline=steps, session=self._message(found))
 
     async def Commit(self, request: remote_pb2.CommitRequest, context: Context) -> remote_pb2.CommitResponse:
         arrival = time.monotonic()
         self._check_node(request.destination_node_id)
         found = await self._sessions.get(request.migration_id)
-        found.take_marks()
+        found.course.take_marks()
         await found.commit()
-        steps = steps_since(arrival, found.take_marks(), self._node.name)
+        steps = steps_since(arrival, found.course.take_marks(), self._node.name)
         return remote_pb2.CommitResponse(pid=found.pid, timeline=steps, session=self._message(found))
 
     async def Abort(self, request: remote_pb2.AbortRequest, context: Context) -> remote_pb2.AbortResponse:
@@ -182,7 +182,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
     ) -> remote_pb2.GetSessionResponse:
         self._check_node(request.destination_node_id)
         found = await self._sessions.get(request.migration_id)
-        await found.fire(Event.GET_SESSION)
+        await found.course.fire(Event.GET_SESSION)
         return remote_pb2.GetSessionResponse(session=self._message(found))
 
     async def RenewLease(
@@ -191,7 +191,7 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
         found = await self._sessions.get(request.migration_id)
         if found.phase not in session.LEASED:
             raise found.failure or PhaseError(found.phase, "RENEW_LEASE")
-        found.renew()
+        found.course.renew()
         return remote_pb2.RenewLeaseResponse(
             lease=convert.duration(found.incoming.lease_seconds), session=self._message(found)
         )
@@ -225,9 +225,9 @@ class RemoteService(remote_pb2_grpc.RemoteServicer):
             bytes_received=found.bytes_received,
             filling=found.is_filling,
             pages_missing=found.pages_missing,
-            created_at=convert.timestamp(found.created_at),
-            phase_since=convert.timestamp(found.phase_since),
-            lease_expires_at=convert.timestamp(found.lease_expires_at) if leased else None,
+            created_at=convert.timestamp(found.course.created_at),
+            phase_since=convert.timestamp(found.course.phase_since),
+            lease_expires_at=convert.timestamp(found.course.lease_expires_at) if leased else None,
             error=convert.failure(found.failure) if found.failure is not None else None,
         )
 

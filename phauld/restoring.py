@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from phaul_client.errors import ImageCorrupt
 from phaul_client.tree import identity
@@ -20,6 +20,7 @@ from phaul_criu.criu import Criu
 from phaul_criu.swrk import Notification, Swrk
 from phaul_criu.timers import rearm
 from phauld import stuck_criu, unattended
+from phauld.course import Course
 from phauld.filling import Filling
 from phauld.incoming_spec import Incoming
 from phauld.journal import IncomingEntry, IncomingRecord
@@ -29,16 +30,6 @@ from phauld.surroundings import Surroundings
 from phauld.workloads import Workloads
 
 logger = logging.getLogger(__name__)
-
-
-class Teller(Protocol):
-    """The session, as its tree sees it."""
-
-    def tell(self, event: Event, failure: BaseException | None = None) -> None:
-        """Something happened; why, if it is the end."""
-
-    def mark(self, name: str) -> None:
-        """A step of the pause has ended."""
 
 
 class Restoring:
@@ -52,7 +43,7 @@ class Restoring:
         journal: IncomingRecord,
         filling: Filling,
         around: Surroundings,
-        session: Teller,
+        course: Course,
     ) -> None:
         self._incoming = incoming
         self._criu = criu
@@ -60,7 +51,7 @@ class Restoring:
         self._journal = journal
         self._filling = filling
         self._around = around
-        self._session = session
+        self._course = course
         self.slot: RestoreSlot | None = None
         self.pid = 0
         self.root: dict[str, Any] = {}  #: identity of the tree's root
@@ -119,13 +110,13 @@ class Restoring:
                 await container.enter(await self.slot.criu_pid())
                 self.slot.go()
             if await self._filling.start(images_fd, images, from_source=fetches):
-                self._session.mark("lazy-pages starts")
+                self._course.mark("lazy-pages starts")
             swrk = Swrk.attach(self.slot.take_swrk())
             self.pid = await self._criu.restore(options, on_notify=self._notified, swrk=swrk)
-            self._session.tell(Event.TREE_RUNS)
+            self._course.tell(Event.TREE_RUNS)
         except Exception as exc:
             logger.warning("restore failed migration_id=%s error=%s", self._incoming.migration_id, exc)
-            self._session.tell(Event.TREE_LOST, exc)
+            self._course.tell(Event.TREE_LOST, exc)
         finally:
             os.close(images_fd)
             await self._around.leave_container()
@@ -133,15 +124,15 @@ class Restoring:
     async def _notified(self, notification: Notification) -> None:
         match notification.name:
             case "pre-restore":
-                self._session.mark("criu starts")
+                self._course.mark("criu starts")
             case "post-restore":
-                self._session.mark("criu builds the tree")
+                self._course.mark("criu builds the tree")
                 await self._hold(notification.pid or 0)
             case "pre-resume":
                 await self._filling.hold_if_lost()
             case "post-resume":
-                self._session.mark("criu lets it go")
-                self._session.tell(Event.TREE_RUNS)
+                self._course.mark("criu lets it go")
+                self._course.tell(Event.TREE_RUNS)
 
     async def _hold(self, pid: int) -> None:
         """The tree is complete: it stands until `release`."""
@@ -153,7 +144,7 @@ class Restoring:
         if self._around.container is not None:
             self._around.container.adopt(pid)
         await self._filling.watch(pid)
-        self._session.tell(Event.TREE_HELD)
+        self._course.tell(Event.TREE_HELD)
         await self._released
 
     async def release(self) -> None:
@@ -161,7 +152,7 @@ class Restoring:
         assert self._released is not None
         assert self.slot is not None
         self.slot.release()
-        self._session.mark("journal: committing")
+        self._course.mark("journal: committing")
         await self._around.show()
         self._filling.make_way()
         self._released.set_result(None)
@@ -179,7 +170,7 @@ class Restoring:
             ran = await unattended.runs(self.root, self._criu.binary)
         else:
             ran = self.slot.ran
-        self._session.tell(Event.TREE_RUNS if ran else Event.TREE_NEVER_RAN)
+        self._course.tell(Event.TREE_RUNS if ran else Event.TREE_NEVER_RAN)
 
     def _watch_criu(self) -> None:
         self._watching = asyncio.create_task(stuck_criu.end_if_stuck(self._holder, self.root), name="criu")

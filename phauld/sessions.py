@@ -17,6 +17,7 @@ from phauld import session
 from phauld.access import may_drive
 from phauld.dataport import DataPort
 from phauld.guard import CALLER
+from phauld.holdings import Host
 from phauld.incoming import Session
 from phauld.incoming_spec import Incoming
 from phauld.journal import IncomingEntry, Journal
@@ -43,10 +44,15 @@ class Sessions:
         journal: Journal,
         observer: Observer,
     ) -> None:
-        self._node = node
         self._images_dir = images_dir
-        self._workloads = workloads
-        self._data_port = data_port
+        self._host = Host(
+            name=node.name,
+            criu=node.criu,
+            workloads=workloads,
+            data_port=data_port,
+            hooks=node.hooks,
+            sync=node.sync,
+        )
         self._journal = journal
         self._observer = observer
         self._known: dict[str, Session] = {}
@@ -134,16 +140,11 @@ class Sessions:
             journal.note(owner=incoming.owner)
         return Session(
             incoming,
+            self._host,
             directory=images_dir / f"in-{incoming.migration_id}",
-            criu=self._node.criu,
-            workloads=self._workloads,
-            data_port=self._data_port,
             journal=journal,
             phase=phase,
             on_end=self._drop,
-            node_name=self._node.name,
-            hooks=self._node.hooks,
-            sync=self._node.sync,
         )
 
     def _drop(self, ended: Session) -> None:

@@ -231,13 +231,13 @@ async def test_a_restarted_phauld_aborts_what_was_open(tmp_path: Path) -> None:
 
 async def die(session: Session) -> None:
     """What is left of a session of a phauld that is killed: its files. The kernel closes what it had open."""
-    assert session._lease is not None
-    assert session._tree.slot is not None
-    session._lease.cancel()
-    session._tree.slot.take_swrk().close()
-    await session._stream.aclose()
-    assert session._tree.slot._child is not None
-    await session._tree.slot._child.wait()
+    assert session.course._lease is not None
+    assert session._held.tree.slot is not None
+    session.course._lease.cancel()
+    session._held.tree.slot.take_swrk().close()
+    await session._held.stream.aclose()
+    assert session._held.tree.slot._child is not None
+    await session._held.tree.slot._child.wait()
 
 
 async def test_the_same_opening_twice_gives_a_new_token_and_the_same_session(there: Destination) -> None:
