@@ -1,7 +1,7 @@
 """One outgoing migration, attempt after attempt until it is over, and a record that can be watched.
 
-The first attempt is a departure and a movement; those that may follow, here or after a restart, are recoveries. The
-invariant: whatever ends it, the record says where the process runs.
+What an attempt does is in `attempts.py`; here are those who start, change and stop it, and its end. The invariant:
+whatever ends it, the record says where the process runs.
 """
 
 from __future__ import annotations
@@ -9,53 +9,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
 from google.protobuf import json_format
 
 from phaul.v1 import migrations_pb2, types_pb2
 from phaul_client import commit
 from phaul_client.commit import Event, Phase
-from phaul_client.coordinator import Coordinator
-from phaul_client.errors import PeerError, PeerUnavailable, PhaulError, PreflightRefused
-from phaul_client.last_step import LAST_DUMP
+from phaul_client.errors import PeerError, PhaulError
 from phaul_client.local import CriuLocal
-from phaul_client.remote import GrpcRemote
-from phaul_client.serving import criu_gone
 from phaul_client.status import reason_of
-from phaul_client.tree import waits_for_pages
-from phaul_client.tree_lock import unlock_network
 from phaul_criu.child import finish
-from phauld import convert
-from phauld.belongings import Belongings
-from phauld.controls import Controls
-from phauld.coordinators import Coordinators
+from phauld.attempts import Attempts
 from phauld.costs import CostBook
-from phauld.departure import Departure
-from phauld.endings import Attempt, ending, why_rolled_back
-from phauld.freezer import undo_leftover
-from phauld.guard import open_channel
+from phauld.endings import Attempt, ending
 from phauld.journal import OutgoingEntry, OutgoingRecord
-from phauld.meter import Meter
-from phauld.movement import Movement
 from phauld.node import Node
 from phauld.observer import NOBODY, Observer
 from phauld.report import Report
-from phauld.source_relay import SourceRelay
 from phauld.target import Target
 
 logger = logging.getLogger(__name__)
 
-UNWIND_SECONDS: Final = 10.0  #: for an earlier phauld's criu, which has lost its socket
-FILLED_SECONDS: Final = 0.1
 AGAIN_SECONDS: Final = 1.0
 ANSWERED_SECONDS: Final = 3.0
-#: Here the tree's addresses are the destination's, or may be.
-_WITHOUT_ADDRESSES: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED})
 RESOLUTIONS: Final = {
     migrations_pb2.RESOLUTION_KILL: Event.RESOLVED_KILL,
     migrations_pb2.RESOLUTION_RESUME: Event.RESOLVED_RESUME,
@@ -78,19 +57,11 @@ class Outgoing:
         costs: CostBook,
         observer: Observer = NOBODY,
     ) -> None:
-        self._target = target
-        self._node = node
-        self._directory = directory
-        self._coordinator: Coordinator | None = None
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
-        self._remote: GrpcRemote | None = None
         self._is_stopping = False
         self._is_left = False  # its end is a recovery's: soon, or when phauld is started again
-        self._is_recovery = False
-        self._has_opened = False  # from then on it is rolled back, not refused
         self._journal = journal
-        self._observer = observer
         self.record = migrations_pb2.Migration(
             migration_id=migration_id,
             pid=target.pid,
@@ -101,29 +72,16 @@ class Outgoing:
             options=options,
         )
         self._report = Report(self.record, observer)
-        self._meter = meter = Meter(self._report)
-        self._relay = SourceRelay(node, destination, directory / "relay", journal)
-        self._controls = Controls(self.record, self._relay)
-        self._departure = Departure(node, target, self.record)
-        self._belongings = Belongings(target, node, self._report)
-        self._coordinators = Coordinators(
+        self._attempts = Attempts(
             self.record,
             target,
-            journal,
-            relay=self._relay,
-            belongings=self._belongings,
-            meter=meter,
-            clean_up=self._clean_up,
-        )
-        self._movement = Movement(
-            node,
-            target.pid,
-            directory,
-            self._report,
-            controls=self._controls,
-            belongings=self._belongings,
-            meter=meter,
+            node=node,
+            directory=directory,
+            journal=journal,
             costs=costs,
+            observer=observer,
+            report=self._report,
+            on_lost=self._lose_destination,
         )
 
     @property
@@ -137,27 +95,20 @@ class Outgoing:
     def start(self) -> None:
         """Move the process."""
         self._report.begun()
-        self._task = asyncio.create_task(self._see_through(self._migrate()), name=f"migration-{self.migration_id}")
+        self._task = asyncio.create_task(
+            self._see_through(self._attempts.migrate()), name=f"migration-{self.migration_id}"
+        )
 
     def resume(self, entry: OutgoingEntry) -> None:
         """Bring to its end what an earlier phauld left in the journal."""
         self._report.begun()
-        self._task = asyncio.create_task(self._see_through(self._recover(entry)), name=f"recovery-{self.migration_id}")
+        self._task = asyncio.create_task(
+            self._see_through(self._attempts.recover(entry)), name=f"recovery-{self.migration_id}"
+        )
 
     async def check(self) -> types_pb2.TreeFacts | None:
         """Only the preflight: the tree; the record then has what else it found. Raises `PeerError`."""
-        async with (
-            self._channel() as channel,
-            GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
-        ):
-            try:
-                await self._departure.plan(remote, self._controls.options)
-            except PeerUnavailable as exc:
-                self._report.fail("peer-unreachable", self.record.destination_address, exc.message, exc.remedy)
-            except PreflightRefused:
-                pass  # the record has the problems
-        self._report.note_total()
-        return self._departure.tree
+        return await self._attempts.check()
 
     async def wait(self) -> None:
         """Wait until it is over."""
@@ -172,7 +123,7 @@ class Outgoing:
         """Stop and let the process run on here; `False` when it is too late."""
         if self.is_over or self._task is None:
             return False
-        local = self._coordinator
+        local = self._attempts.coordinator
         if isinstance(local, CriuLocal) and local.is_dumping:
             return local.cancel()
         if local is not None and local.phase not in commit.CANCELLABLE:
@@ -183,25 +134,11 @@ class Outgoing:
 
     async def update(self, wish: migrations_pb2.UpdateMigrationRequest) -> None:
         """Change it under way. Raises `PhaseError`, `InvalidRequest`, and `PhaulError` UNSUPPORTED; then nothing is."""
-        await self._controls.update(wish, self._phase or Phase.PREFLIGHT)
+        await self._attempts.controls.update(wish, self._attempts.phase or Phase.PREFLIGHT)
         await self._report.notify()
 
-    @property
-    def _phase(self) -> Phase | None:
-        """`None`: it has not come so far as to have one."""
-        return self._coordinator.phase if self._coordinator is not None else None
-
-    def _channel(self) -> grpc.aio.Channel:
-        interceptors = self._observer.client_interceptors(self.migration_id)
-        return open_channel(self.record.destination_address, interceptors, self._node.guard)
-
-    def _use(self, remote: GrpcRemote) -> None:
-        self._remote = remote
-        self._controls.reach(remote)
-        remote.on_lost = self._lose_destination
-
     def _lose_destination(self, error: PeerError) -> None:
-        local = self._coordinator
+        local = self._attempts.coordinator
         if isinstance(local, CriuLocal) and local.lose_destination(error) and not local.is_dumping:
             assert self._task is not None
             self._task.cancel()  # a round waits, perhaps for ever, for a connection that is dead
@@ -211,10 +148,10 @@ class Outgoing:
 
         Raises `PhaulError` if the destination answers after all, and does not end it: then it decides.
         """
-        if self._is_left or self._coordinator is None or self._task is None:
+        if self._is_left or self._attempts.coordinator is None or self._task is None:
             return False
         operator = f"an operator ({request.reason})" if request.reason else "an operator"
-        answer = self._coordinator.resolve(RESOLUTIONS[request.resolution], operator)
+        answer = self._attempts.coordinator.resolve(RESOLUTIONS[request.resolution], operator)
         if answer is None:
             return False
         self.record.resolution = request.resolution
@@ -251,19 +188,19 @@ class Outgoing:
                 logger.error("journal not read migration_id=%s error=%s", self.migration_id, exc)
                 continue
             assert entry is not None  # it was in doubt, so it is on record
-            await self._run(self._recover(entry))
+            await self._run(self._attempts.recover(entry))
 
     async def _run(self, work: Coroutine[None, None, None]) -> None:
         self._is_left = False
         try:
             await work
         except (Exception, asyncio.CancelledError) as exc:
-            local = self._coordinator
+            local = self._attempts.coordinator
             if local is None or local.phase is not Phase.DONE:
                 self._ended_badly(exc)
             elif self.record.phase != types_pb2.MIGRATION_PHASE_DONE:
                 logger.warning("moved, but then migration_id=%s error=%r", self.migration_id, exc)
-                self._moved(local)
+                self._attempts.moved(local)
         finally:
             await finish(self._finish())
 
@@ -271,12 +208,12 @@ class Outgoing:
     def _attempt(self) -> Attempt:
         return Attempt(
             migration_id=self.migration_id,
-            phase=self._phase,
-            is_recovery=self._is_recovery,
+            phase=self._attempts.phase,
+            is_recovery=self._attempts.is_recovery,
             is_cancelled=self._cancelled,
-            has_opened=self._has_opened,
-            pipe_failure=self._remote.pipe_failure if self._remote is not None else None,
-            deadline_seconds=self._controls.options.deadline_seconds,
+            has_opened=self._attempts.has_opened,
+            pipe_failure=self._attempts.pipe_failure,
+            deadline_seconds=self._attempts.controls.options.deadline_seconds,
         )
 
     def _ended_badly(self, error: BaseException) -> None:
@@ -300,97 +237,11 @@ class Outgoing:
             self._is_left = True
             return
         if attempt.phase is Phase.ROLLED_BACK:
-            self._belongings.stay()
+            self._attempts.stayed()
         self._report.over()
         if attempt.phase not in (None, Phase.PREFLIGHT):
             with contextlib.suppress(OSError, PhaulError):
                 await self._journal.report(json_format.MessageToDict(self.record))
         self._report.told()
-        self._coordinator = None  # its errors hold on to the connection that they are of
+        self._attempts.forget()
         await self._report.notify()
-
-    async def _clean_up(self) -> None:
-        assert self._coordinator is not None
-        await self._relay.wait()
-        await self._belongings.part(self._coordinator)
-        # For a tree that criu did not let go, or whose phauld was killed; the images alone know the lock's name.
-        await asyncio.to_thread(unlock_network, self._directory / LAST_DUMP)
-        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
-
-    async def _migrate(self) -> None:
-        async with (
-            self._channel() as channel,
-            GrpcRemote(self.record.destination_address, channel, self.migration_id) as remote,
-            asyncio.timeout(self._controls.options.deadline_seconds) as deadline,
-        ):
-
-            def on_phase(phase: Phase) -> None:
-                if phase is Phase.COMMITTED and not deadline.expired():  # else it is left in doubt, to a recovery
-                    deadline.reschedule(None)
-                self._meter.look()
-                self._report.on_phase(phase)
-
-            self._use(remote)
-            await self._until_filled()
-            plan = await self._departure.plan(remote, self._controls.options)
-            local = self._coordinators.local(remote, plan, self._controls.options, on_phase)
-            self._coordinator = local
-            try:
-                await local.fire(Event.PREFLIGHT_PASSED)
-                await local.hooks.prepare()
-                await self._departure.open(remote, plan)
-                self._has_opened = True
-                await local.fire(Event.SESSION_OPENED)
-                await self._movement.run(local, remote, plan)
-            except (Exception, asyncio.CancelledError) as exc:
-                await local.unwind(exc)
-            finally:
-                await self._belongings.unpack(local.cargo)
-                self._report.on_last_step(local)
-            self._moved(local)
-
-    async def _until_filled(self) -> None:
-        """Wait for the pages that the move to here has still to bring."""
-        while await asyncio.to_thread(waits_for_pages, self._target.pid):
-            self.record.status_text = "waits for the memory that its last move, a lazy one, has still to bring here"
-            await self._report.notify()
-            await asyncio.sleep(FILLED_SECONDS)
-        self.record.status_text = ""
-
-    async def _recover(self, entry: OutgoingEntry) -> None:
-        self._is_recovery = True
-        self._report.again()
-        await undo_leftover(self._target.pid)
-        self._has_opened = True
-        if "relay" not in entry.detail:  # else criu may still serve pages
-            await criu_gone(entry.detail.get("criu") or {}, patience_seconds=UNWIND_SECONDS)
-        async with (
-            self._channel() as channel,
-            GrpcRemote(
-                self.record.destination_address,
-                channel,
-                self.migration_id,
-                destination_node_id=entry.detail["destination_node_id"],
-            ) as remote,
-        ):
-            self._use(remote)
-            recovery = self._coordinators.recovery(remote, entry, self._controls.options, self._report.on_phase)
-            self._coordinator = recovery
-            if entry.phase in _WITHOUT_ADDRESSES:
-                await recovery.addresses.withdraw()  # a boot brings them back
-            self._report.on_phase(entry.phase)
-            if await recovery.run() is Phase.DONE:
-                self._moved(recovery)
-            else:
-                raise why_rolled_back(self.migration_id, recovery.cause)
-
-    def _moved(self, coordinator: Coordinator) -> None:
-        self._belongings.forget(self._controls.options.sync)
-        self._report.moved(coordinator.destination_pid, coordinator.spoken_for)
-        logger.info(
-            "moved migration_id=%s pid=%d destination=%s pause_ms=%.1f",
-            self.migration_id,
-            self._target.pid,
-            self.record.destination_address,
-            convert.seconds_of(self.record.pause) * 1000,
-        )

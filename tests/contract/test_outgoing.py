@@ -90,7 +90,7 @@ async def test_an_attempt_that_fails_in_doubt_is_made_again_and_can_be_resolved(
 async def test_a_switch_before_the_first_round_is_not_forgotten(bench: Bench) -> None:
     bench.outgoing.record.mode = types_pb2.MODE_HYBRID
     await bench.outgoing.update(migrations_pb2.UpdateMigrationRequest(switch_to_post_copy=True))
-    assert bench.outgoing._controls.policy.is_asked
+    assert bench.outgoing._attempts.controls.policy.is_asked
 
 
 async def test_a_recovery_that_cannot_even_begin_is_not_the_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ async def test_a_recovery_that_cannot_even_begin_is_not_the_end(bench: Bench, mo
             raise PhaulError("the policy cannot be read", reason="UNAUTHORIZED")
         return open_channel(*args, **options)
 
-    monkeypatch.setattr("phauld.outgoing.open_channel", refuse_once)
+    monkeypatch.setattr("phauld.attempts.open_channel", refuse_once)
     await bench.resume(Phase.ROLLING_BACK)
     await until(lambda: len(attempts) == 2, timeout_seconds=10)
     async with asyncio.timeout(20):
