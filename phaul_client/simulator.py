@@ -1,47 +1,25 @@
-"""What the policies would do: synthetic and recorded writers, a link, criu's costs; `python -m phaul_client.simulator`.
+"""What the policies would do, with the writers of `writers.py`, a link and criu's costs.
 
-Pages are dirtied as sets, so that a page written twice between two snapshots counts once. Nothing is random: the same
-table comes out every time. With the name of a report (`--trace FILE`) its rounds are replayed as a writer as well.
+`python -m phaul_client.simulator` prints a table, the same every time. With the name of a report (`--trace FILE`) its
+rounds are replayed as a writer as well.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Final
 
 from phaul_client.policy import ClassicPolicy, DowntimePolicy, Finish, Iterate, Policy, SwitchToPostcopy
 from phaul_client.rounds import PAGE_SIZE_BYTES, History, IterStats, Limits
+from phaul_client.writers import MIB, UNIT_BYTES, UNIT_PAGES, Workload, bursty_bytes, read_trace, skewed, steady
 
-MIB: Final = 1 << 20
-UNIT_PAGES: Final = 4
-"""Pages that one write dirties: coarse enough to be quick, fine enough to be a set."""
-UNIT_BYTES: Final = UNIT_PAGES * PAGE_SIZE_BYTES
 GIGABIT_BYTES_PER_SECOND: Final = 117e6
 """What a 1 Gbit/s link carries."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """A process that writes to its memory. Its time stands while it is frozen and slows under a throttle."""
-
-    name: str
-    memory_bytes: int
-    written_bytes: Callable[[float], float]
-    """Bytes written from its start until that second of its own time."""
-    target: Callable[[int], int]
-    """Which unit of memory the n-th write hits."""
-
-    def dirtied(self, start_seconds: float, end_seconds: float) -> set[int]:
-        """Units written between two moments of its own time."""
-        first, last = (int(self.written_bytes(moment) / UNIT_BYTES) for moment in (start_seconds, end_seconds))
-        return {self.target(write) for write in range(first, last)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,87 +141,12 @@ def simulate(workload: Workload, policy: Policy, limits: Limits, costs: Costs) -
     )
 
 
-def _scattered(write: int) -> int:
-    """A number that looks random, the same every time."""
-    mixed = (write + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-    return mixed ^ mixed >> 31
-
-
-def _steady(name: str, rate_bytes_per_second: float, *, memory_bytes: int, region_bytes: int) -> Workload:
-    """Writes through a region from its start to its end, again and again."""
-    units = region_bytes // UNIT_BYTES
-    return Workload(
-        name=name,
-        memory_bytes=memory_bytes,
-        written_bytes=lambda seconds: seconds * rate_bytes_per_second,
-        target=lambda write: write % units,
-    )
-
-
-def _skewed(name: str, rate_bytes_per_second: float, *, memory_bytes: int) -> Workload:
-    """As a key-value store under load: 80 % of the writes hit 5 % of memory, the rest any of it."""
-    units = memory_bytes // UNIT_BYTES
-    hot_units = units // 20
-
-    def target(write: int) -> int:
-        number = _scattered(write)
-        return number // 5 % hot_units if number % 5 else number // 5 % units
-
-    return Workload(
-        name=name,
-        memory_bytes=memory_bytes,
-        written_bytes=lambda seconds: seconds * rate_bytes_per_second,
-        target=target,
-    )
-
-
-def _bursty_bytes(seconds: float) -> float:
-    """2 MB/s, and 82 MB/s from the second to the fourth second of every five."""
-    whole, rest = divmod(seconds, 5.0)
-    return 2e6 * seconds + 80e6 * (whole * 2.0 + min(2.0, max(0.0, rest - 2.0)))
-
-
-def recorded(name: str, rounds: Sequence[tuple[float, int]], *, memory_bytes: int) -> Workload:
-    """Replay (seconds of a window, bytes found dirty in it); after the last the same rate goes on."""
-    ends_seconds = list(accumulate(seconds for seconds, _ in rounds))
-    total_bytes = list(accumulate(dirty_bytes for _, dirty_bytes in rounds))
-    units = memory_bytes // UNIT_BYTES
-
-    def written_bytes(moment_seconds: float) -> float:
-        before_seconds, before_bytes = 0.0, 0
-        for end_seconds, end_bytes in zip(ends_seconds, total_bytes, strict=True):
-            if moment_seconds <= end_seconds or end_seconds == ends_seconds[-1]:
-                share = (moment_seconds - before_seconds) / (end_seconds - before_seconds)
-                return before_bytes + share * (end_bytes - before_bytes)
-            before_seconds, before_bytes = end_seconds, end_bytes
-        return 0.0
-
-    return Workload(name=name, memory_bytes=memory_bytes, written_bytes=written_bytes, target=lambda n: n % units)
-
-
-def read_trace(path: Path) -> list[Workload]:
-    """The cases of a report of `./check vm --json` as workloads. Raises OSError, ValueError or KeyError."""
-    workloads = []
-    for case in json.loads(path.read_text())["cases"]:
-        rounds = case["rounds"]
-        if len(rounds) < 2:
-            continue
-        windows = [
-            (before["duration_ms"] / 1000, after["pages_written"] * PAGE_SIZE_BYTES)
-            for before, after in pairwise(rounds)
-        ]
-        memory_bytes = rounds[0]["pages_written"] * PAGE_SIZE_BYTES
-        workloads.append(recorded(f"recorded: {case['name']}", windows, memory_bytes=memory_bytes))
-    return workloads
-
-
 def workloads() -> tuple[tuple[Workload, Limits], ...]:
     """The rows of the table."""
     link = GIGABIT_BYTES_PER_SECOND
     plain, throttled = Limits(), Limits(allow_throttle=True)
     memory_bytes = 256 * MIB
-    fast = _steady("above the link, 1.5 of it", 1.5 * link, memory_bytes=1024 * MIB, region_bytes=768 * MIB)
+    fast = steady("above the link, 1.5 of it", 1.5 * link, memory_bytes=1024 * MIB, region_bytes=768 * MIB)
     growing = Workload(
         name="growing by 10 MB/s every second",
         memory_bytes=1024 * MIB,
@@ -251,23 +154,23 @@ def workloads() -> tuple[tuple[Workload, Limits], ...]:
         target=lambda write: write % (1024 * MIB // UNIT_BYTES),
     )
     return (
-        (_steady("idle", 0, memory_bytes=memory_bytes, region_bytes=memory_bytes), plain),
-        (_steady("a fifth of the link", link / 5, memory_bytes=memory_bytes, region_bytes=memory_bytes), plain),
+        (steady("idle", 0, memory_bytes=memory_bytes, region_bytes=memory_bytes), plain),
+        (steady("a fifth of the link", link / 5, memory_bytes=memory_bytes, region_bytes=memory_bytes), plain),
         (
             Workload(
                 name="bursty, 2 and 82 MB/s",
                 memory_bytes=memory_bytes,
-                written_bytes=_bursty_bytes,
+                written_bytes=bursty_bytes,
                 target=lambda write: write % (memory_bytes // UNIT_BYTES),
             ),
             plain,
         ),
-        (_skewed("skewed as redis, 30 MB/s", 30e6, memory_bytes=memory_bytes), plain),
-        (_steady("hot set of 48 MiB, fast", 2 * link, memory_bytes=memory_bytes, region_bytes=48 * MIB), plain),
+        (skewed("skewed as redis, 30 MB/s", 30e6, memory_bytes=memory_bytes), plain),
+        (steady("hot set of 48 MiB, fast", 2 * link, memory_bytes=memory_bytes, region_bytes=48 * MIB), plain),
         (growing, plain),
         (fast, plain),
         (replace(fast, name=f"{fast.name}, throttled"), throttled),
-        (_skewed("goal of 30 ms, cannot be met", 30e6, memory_bytes=memory_bytes), Limits(downtime_goal_seconds=0.03)),
+        (skewed("goal of 30 ms, cannot be met", 30e6, memory_bytes=memory_bytes), Limits(downtime_goal_seconds=0.03)),
         (replace(fast, name="above the link, deadline of 25 s"), Limits(deadline_seconds=25)),
     )
 

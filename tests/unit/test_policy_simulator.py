@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from phaul_client.policy import DowntimePolicy, Finish, FinishReason, Limits, StopCopyPolicy
-from phaul_client.simulator import Costs, Outcome, read_trace, recorded, simulate, table, workloads
+from phaul_client.simulator import Costs, Outcome, simulate, table, workloads
+from phaul_client.writers import read_trace, recorded
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
