@@ -8,32 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
-import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from phaul_client.errors import InvalidRequest, PhaulError
-from phaul_client.tree import Tree, wait_until_gone
-from phaul_criu.child import Child, finish, spawn
+from phaul_client.tree import wait_until_gone
+from phaul_criu.child import finish
 from phauld import cgroup_limits, shim, workload_records
 from phauld.record_files import lives, read_json
 from phauld.restart_policy import NEVER, NO_ATTEMPTS, Attempts
 from phauld.restore_slot import POLL_SECONDS, RestoreSlot
-from phauld.scope import in_scope, is_booted
+from phauld.shims import Shims
 from phauld.startable import told
 from phauld.workload_records import START_TIMEOUT_SECONDS, Records, Workload, forget
-from phauld.workload_spec import UNLIMITED, WorkloadSpec
+from phauld.workload_spec import WorkloadSpec
 
 logger = logging.getLogger(__name__)
 
-_SHIM: Final = (sys.executable, "-I", "-S", shim.__file__)
 RESTARTING_POLL_SECONDS: Final = 0.1
 
 
@@ -44,7 +40,7 @@ class Workloads:
         self.records: Final = Records(directory)
         self._log_dir = log_dir
         log_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-        self._reapers: set[asyncio.Task[int]] = set()
+        self._shims = Shims()
         self.is_open: Callable[[str], bool] = lambda _: True  #: whether a migration away from here is not over
 
     def list(self) -> list[Workload]:
@@ -75,7 +71,7 @@ class Workloads:
 
     async def _run(self, spec: WorkloadSpec, directory: Path, needed: dict[str, Any]) -> Workload:
         try:
-            outcome = await self._start_under_shim(spec, directory, needed)
+            outcome = await self._shims.run(spec, directory, needed)
         except BaseException:
             forget(directory)
             raise
@@ -111,35 +107,12 @@ class Workloads:
     async def _try_again(self, spec: WorkloadSpec, directory: Path) -> str:
         """Why it did not start; empty if it did. Raises `OSError`."""
         try:
-            outcome = await self._start_under_shim(spec, directory, told(spec))
+            outcome = await self._shims.run(spec, directory, told(spec))
         except InvalidRequest as exc:  # a program, a directory or a user that there is no more
             return exc.message
         except TimeoutError:
             return f"its shim has not started it within {START_TIMEOUT_SECONDS:g} s"
         return str(outcome.get("error", ""))
-
-    async def _start_under_shim(self, spec: WorkloadSpec, directory: Path, needed: dict[str, Any]) -> dict[str, Any]:
-        """What its shim says of it: a "pid", or an "error", and then the shim has ended.
-
-        Raises `InvalidRequest`, `TimeoutError`, `OSError`; then nothing of it is left.
-        """
-        shim.write_json(str(directory), "spec.json", needed)
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                arguments = ("run", str(directory), str(theirs.fileno()))
-                child = await self._start_shim(spec, arguments, theirs.fileno())
-            try:
-                async with asyncio.timeout(START_TIMEOUT_SECONDS):
-                    outcome: dict[str, Any] = json.loads(await _read_all(ours) or '{"error": "its shim died"}')
-                    if "error" in outcome:
-                        await child.wait()
-                    else:
-                        self._check_limits(spec, child)
-            except BaseException:
-                await _end(child)
-                raise
-        return outcome
 
     async def restore_under_shim(
         self,
@@ -159,25 +132,12 @@ class Workloads:
         self.records.check_free(spec.name)
         cgroup_limits.check(spec.cgroup)
         directory = self.records.make(spec, attempts, arriving=migration_id)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        go_fds = os.pipe() if new_cgroup_namespace else ()
         try:
-            fd = theirs.fileno()
-            go = str(go_fds[0]) if go_fds else "-"
-            arguments = ("restore", str(directory), str(fd), str(criu), go, *map(str, inherited))
-            child = await self._start_shim(spec, arguments, fd, *go_fds[:1], *inherited)
-            await self._limits_hold(spec, child, directory)
+            made = await self._shims.restore(spec, directory, criu, inherited, waits=new_cgroup_namespace)
         except BaseException:
-            ours.close()
-            for go_fd in go_fds[1:]:
-                os.close(go_fd)
             forget(directory)
             raise
-        finally:
-            theirs.close()
-            for go_fd in go_fds[:1]:
-                os.close(go_fd)
-        return RestoreSlot(self.records, directory, ours, child, go_fds[1] if go_fds else None)
+        return RestoreSlot(self.records, directory, *made)
 
     def found_slot(self, directory: Path) -> RestoreSlot:
         """What an earlier phauld had begun to restore in `directory`."""
@@ -259,60 +219,9 @@ class Workloads:
 
     async def close(self) -> None:
         """Stop watching. The trees and their shims stay."""
-        if self._reapers:
-            await asyncio.wait(self._reapers, timeout=0)  # reaps those that have ended
-        for task in self._reapers:
-            task.cancel()
-        await asyncio.gather(*self._reapers, return_exceptions=True)
-
-    def _check_limits(self, spec: WorkloadSpec, child: Child) -> None:
-        """Raises `InvalidRequest` if its scope does not have them."""
-        if is_booted():
-            cgroup_limits.verify(spec.cgroup, child.pid)
-
-    async def _limits_hold(self, spec: WorkloadSpec, child: Child, directory: Path) -> None:
-        """Once the shim is in its scope. Raises `InvalidRequest`, `TimeoutError`; then it has ended."""
-        if spec.cgroup == UNLIMITED:
-            return
-        try:
-            async with asyncio.timeout(START_TIMEOUT_SECONDS):
-                while not (directory / "shim.json").exists():  # noqa: ASYNC110 (it is another process)
-                    await asyncio.sleep(POLL_SECONDS)
-            self._check_limits(spec, child)
-        except BaseException:
-            await _end(child)
-            raise
-
-    async def _start_shim(self, spec: WorkloadSpec, arguments: tuple[str, ...], *fds: int) -> Child:
-        record = Path(arguments[1])
-        if not is_booted():
-            cgroup_limits.make(spec.cgroup, record)
-        scope = in_scope("tree", record.name, cgroup_limits.scope_properties(spec.cgroup))
-        child = await spawn([*scope, *_SHIM, *arguments], pass_fds=fds)
-        task = asyncio.create_task(child.wait(), name=f"shim-{child.pid}")
-        self._reapers.add(task)
-        task.add_done_callback(self._reapers.discard)
-        return child
+        await self._shims.close()
 
 
 def _arriving(workload: Workload, remedy: str) -> PhaulError:
     message = f"{workload.name} is arriving here with the migration {workload.brought_by}"
     return PhaulError(message, reason="WRONG_PHASE", remedy=remedy)
-
-
-async def _end(child: Child) -> None:
-    """Kill a shim, and what it may have started: stopped, it starts no more."""
-    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-        os.kill(child.pid, signal.SIGSTOP)
-        with Tree.below(child.pid) as tree:
-            await tree.is_still()
-        with Tree.below(child.pid) as tree:
-            await tree.kill()
-
-
-async def _read_all(sock: socket.socket) -> bytes:
-    sock.setblocking(False)
-    data = b""
-    while chunk := await asyncio.get_running_loop().sock_recv(sock, 4096):
-        data += chunk
-    return data

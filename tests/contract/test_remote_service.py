@@ -303,7 +303,7 @@ async def test_a_name_that_is_taken(there: Destination) -> None:
 
 
 async def test_a_shim_that_does_not_start_leaves_nothing(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phauld.workloads._SHIM", ("/nonexistent",))
+    monkeypatch.setattr("phauld.shims._SHIM", ("/nonexistent",))
     async with there.remote() as remote:
         with pytest.raises(PeerRefused, match="nonexistent"):
             await remote.open_session(opening())

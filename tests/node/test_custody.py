@@ -45,7 +45,7 @@ async def workloads(tmp_path: Path) -> AsyncIterator[Workloads]:
     for each in made.list():
         if each.pid is not None:
             os.kill(each.pid, signal.SIGKILL)
-    await until(lambda: not made._reapers)
+    await until(lambda: not made._shims._reapers)
     await made.close()
 
 

@@ -18,8 +18,7 @@ import pytest
 from phaul_client.errors import InvalidRequest, PhaulError, WorkloadExists, WorkloadNotFound
 from phaul_criu.install import find_binary
 from phaul_criu.swrk import Swrk
-from phauld import record_files, restore_slot
-from phauld import workloads as module
+from phauld import record_files, restore_slot, shims
 from phauld.workload_records import Workload
 from phauld.workload_spec import WorkloadSpec
 from phauld.workloads import Workloads
@@ -37,7 +36,7 @@ async def workloads(tmp_path: Path) -> AsyncIterator[Workloads]:
         for each in made.list():
             if each.pid is not None:
                 os.kill(each.pid, signal.SIGKILL)
-        await until(lambda: not made._reapers)  # every shim has ended
+        await until(lambda: not made._shims._reapers)  # every shim has ended
         await made.close()
 
 
@@ -216,7 +215,7 @@ async def test_what_cannot_be_started_says_why_and_leaves_nothing(
 async def test_a_shim_that_cannot_be_started_leaves_nothing(
     workloads: Workloads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SHIM", ("/nonexistent",))
+    monkeypatch.setattr(shims, "_SHIM", ("/nonexistent",))
     with pytest.raises(OSError, match="nonexistent"):
         await workloads.run(spec(workloads, "sleep", "1"))
     with pytest.raises(OSError, match="nonexistent"):
