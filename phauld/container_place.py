@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,14 +24,15 @@ from google.protobuf import json_format
 from phaul.v1 import remote_pb2, types_pb2
 from phaul_client.containers.inspect import read_init, read_record, record_path
 from phaul_client.containers.links import announce
-from phaul_client.containers.mounts import no_hierarchy, restore_externals
-from phaul_client.containers.programs import command, ip
+from phaul_client.containers.mounts import restore_externals
+from phaul_client.containers.programs import command
 from phaul_client.containers.runtimes import ContainerName, parse_container, runtime_of
-from phaul_client.errors import InvalidRequest, PhaulError, WorkloadExists
+from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_client.tree import wait_until_gone
 from phaul_criu import child
 from phaul_criu.requests import InheritFd, RestoreOptions
-from phauld.container_cgroups import cgroups_of, hierarchies, join, mounts
+from phauld.container_cgroups import cgroups_of, join, mounts
+from phauld.container_checks import check_container
 from phauld.container_files import unpack
 from phauld.shim import start_ticks, write_json
 
@@ -43,7 +44,6 @@ STARTS_BY: Final = "exec.fifo"
 UNFINISHED_SECONDS: Final = 2.0
 FIRST_RETRY_SECONDS: Final = 0.5
 LAST_RETRY_SECONDS: Final = 60.0
-_INTERFACE_BYTES: Final = 15
 
 
 class ContainerPlace:
@@ -108,25 +108,7 @@ class ContainerPlace:
 
     async def check(self) -> None:
         """Whether it can be here. Raises `PhaulError`."""
-        if shutil.which(self._runtime.name) is None:
-            remedy = f"apt-get install {self._runtime.name}"
-            raise PhaulError(f"{self._runtime.name} is not installed here", reason="UNSUPPORTED", remedy=remedy)
-        if record_path(self._runtime, self.name.id).parent.exists():
-            raise WorkloadExists(str(self.name))
-        await self._check_mounts(self._container.mounts)
-        if self._container.links:
-            await self._check_links()
-
-    async def _check_mounts(self, wanted: Iterable[types_pb2.ContainerMount]) -> None:
-        here = hierarchies()
-        for each in wanted:
-            if each.kind == types_pb2.CONTAINER_MOUNT_KIND_CGROUP and each.source not in here:
-                raise no_hierarchy(each.source)
-            if each.kind == types_pb2.CONTAINER_MOUNT_KIND_VOLUME and not await asyncio.to_thread(
-                os.path.exists, each.source
-            ):
-                message = f"the volume {each.source}, at {each.mountpoint} in {self.name}, is not here"
-                raise PhaulError(message, reason="PREFLIGHT_FAILED", remedy="shared storage, or a copy made beforehand")
+        await check_container(self._runtime, self.name, self._container)
 
     async def open(self) -> None:
         """Make the bundle, without its files. Raises `OSError`, `InvalidRequest`."""
@@ -278,34 +260,3 @@ class ContainerPlace:
 
     def _program(self) -> list[str]:
         return [self._runtime.name, *self._runtime.manager(self._container.cgroup_manager or "cgroupfs")]
-
-    async def _check_links(self) -> None:
-        here = {each["ifname"] for each in await ip(["link", "show"])}
-        for link in self._container.links:
-            if link.bridge and link.bridge not in here:
-                message = f"{self.name} is connected to the bridge {link.bridge}, which this node has not"
-                remedy = f"ip link add {link.bridge} type bridge"
-                raise PhaulError(message, reason="PREFLIGHT_FAILED", remedy=remedy)
-            if link.outer in here:
-                link.outer = f"p{os.urandom(6).hex()}"[:_INTERFACE_BYTES]
-
-
-async def check_place(place: ContainerPlace, node_name: str) -> list[types_pb2.Problem]:
-    """What stands in its way here."""
-    try:
-        await place.check()
-    except PhaulError as exc:
-        return [container_problem(str(place.name), exc, node_name)]
-    return []
-
-
-def container_problem(subject: str, error: PhaulError, node_name: str) -> types_pb2.Problem:
-    """For the preflight."""
-    return types_pb2.Problem(
-        code="container",
-        severity=types_pb2.SEVERITY_ERROR,
-        subject=subject,
-        message=error.message.removeprefix(f"{subject}: ").removeprefix(f"{subject} "),
-        remedy=error.remedy,
-        node_name=node_name,
-    )

@@ -16,13 +16,11 @@ import logging
 import os
 import re
 import shutil
-import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from phaul.v1 import remote_pb2, types_pb2
-from phaul_client.containers.inspect import record_path
 from phaul_client.containers.links import announce
 from phaul_client.containers.podman import (
     NETWORK_KEY,
@@ -32,17 +30,17 @@ from phaul_client.containers.podman import (
     prepare_stand_in,
 )
 from phaul_client.containers.programs import command, ip
-from phaul_client.errors import InvalidRequest, PhaulError, WorkloadExists
+from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_criu.requests import InheritFd, RestoreOptions
 from phauld import podman_runtime
 from phauld.container_cgroups import join
+from phauld.container_checks import called, check_podman
 from phauld.container_place import UNFINISHED_SECONDS, ContainerPlace
+from phauld.stand_in import StandIn, listen
 from phauld.unheard import let_speak, unheard
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS: Final = 10.0
-_STANDARD_DESCRIPTORS: Final = 3
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 _FILES: Final = (*STAND_IN_FILES, "socket", "restore.tar", "create.log")
 
@@ -76,12 +74,7 @@ class PodmanPlace(ContainerPlace):
         self._network_path = ""
         self._descriptors: dict[str, int] = {}  # what criu calls them, as phauld had them
         self._open: set[int] = set()  # of those, and not yet given away
-        self._stand_in: socket.socket | None = None
-        self._stand_in_pid = 0
-
-    @property
-    def _called(self) -> str:
-        return f"podman:{self._container.podman.name}"
+        self._stand_in: StandIn | None = None
 
     @property
     def bundle(self) -> Path:
@@ -102,29 +95,7 @@ class PodmanPlace(ContainerPlace):
         return f"phaul_{self.name.id[:12]}"
 
     async def check(self) -> None:
-        known = self._container.podman
-        for program in (self._runtime.name, "podman", "conmon"):
-            if shutil.which(program) is None:
-                remedy = f"apt-get install {program}"
-                raise PhaulError(f"{program} is not installed here", reason="UNSUPPORTED", remedy=remedy)
-        if record_path(self._runtime, self.name.id).parent.exists():
-            raise WorkloadExists(self._called)
-        names = (await podman(("container", "ls", "--all", "--no-trunc", "--format", "{{.ID}} {{.Names}}"))).split()
-        if known.name in names or self.name.id in names:
-            raise WorkloadExists(self._called)
-        roots = (await podman(("info", "--format", "{{.Store.GraphRoot}}"))).strip()
-        if not known.static_dir.startswith(f"{roots}/"):
-            message = f"podman keeps its containers in {roots} here, and {self._called} is in {known.static_dir}"
-            raise PhaulError(message, reason="PREFLIGHT_FAILED", remedy="the same storage root on both nodes")
-        if not await _is_there("image", known.image):
-            message = f"podman has no image {known.image} here"
-            remedy = f"podman save {known.image} | ssh NODE podman load"
-            raise PhaulError(message, reason="PREFLIGHT_FAILED", remedy=remedy)
-        for network in known.networks:
-            if not await _is_there("network", network):
-                message = f"podman has no network {network} here, in which {self._called} is"
-                raise PhaulError(message, reason="PREFLIGHT_FAILED", remedy=f"podman network create {network}")
-        await self._check_mounts([each for each in self._container.mounts if each.source])
+        await check_podman(self._runtime, self.name, self._container)
 
     async def open(self) -> None:
         """Have podman take it in. Raises `OSError`, `PhaulError`."""
@@ -137,9 +108,9 @@ class PodmanPlace(ContainerPlace):
         env = prepare_stand_in(self.directory, self._runtime.name, self._criu, Path(podman_runtime.__file__))
         links = self._container.links if self._container.podman.network else ()
         async with unheard(self._table, [link.mac for link in links]):
-            with _listen(self.directory) as server:
+            with listen(self.directory) as server:
                 await podman(("container", "restore", "--import", str(archive)), env=env)
-                self._stand_in, self._stand_in_pid, pipes = await asyncio.to_thread(_receive, server)
+                self._stand_in, pipes = await asyncio.to_thread(StandIn.receive, server)
             await self._take_over(pipes)
 
     async def _take_over(self, pipes: list[int]) -> None:
@@ -168,7 +139,9 @@ class PodmanPlace(ContainerPlace):
         for each in self._container.mounts:
             if not each.source:
                 if each.mountpoint not in sources:
-                    raise PhaulError(f"podman makes no {each.mountpoint} for {self._called} here", reason="UNSUPPORTED")
+                    raise PhaulError(
+                        f"podman makes no {each.mountpoint} for {called(self._container)} here", reason="UNSUPPORTED"
+                    )
                 each.source = sources[each.mountpoint]
         namespaces = {each["type"]: each.get("path", "") for each in config["linux"]["namespaces"]}
         self._network_path = namespaces.get("network", "")
@@ -197,9 +170,7 @@ class PodmanPlace(ContainerPlace):
     async def attend(self, record: Path) -> None:
         """What stands for it waits for the shim of that directory from now on. Raises `OSError`."""
         assert self._stand_in is not None
-        with self._stand_in as connection:
-            await asyncio.to_thread(_tell, connection, record)
-        self._stand_in = None
+        await asyncio.to_thread(self._stand_in.attend, record)
 
     async def take(self, requests: AsyncIterator[remote_pb2.PutFilesRequest], first: remote_pb2.PutFilesRequest) -> int:
         if not self._is_made:  # what was deleted from the image comes as nothing
@@ -231,18 +202,18 @@ class PodmanPlace(ContainerPlace):
 
     async def settle(self) -> None:
         """It runs. What podman takes for it uses its cgroups, in which podman counts. Raises `OSError`."""
-        if self._stand_in_pid:
+        if self._stand_in is not None:
             for path in set(self._cgroups.values()):
                 with contextlib.suppress(OSError):
-                    await asyncio.to_thread(join, Path(path) / "cgroup.procs", self._stand_in_pid)
-            self._stand_in_pid = 0
+                    await asyncio.to_thread(join, Path(path) / "cgroup.procs", self._stand_in.pid)
+            self._stand_in = None
         self._remove_directory()
 
     async def _discard(self) -> None:
         if self._stand_in is not None:
             self._stand_in.close()
             self._stand_in = None
-            self._close_descriptors()
+        self._close_descriptors()
         if not self.directory.exists():
             return
         (self.directory / "runtime").unlink(missing_ok=True)  # a `restore` of an earlier phauld goes no further
@@ -262,49 +233,6 @@ class PodmanPlace(ContainerPlace):
         for directory in (self.mountpoint, self.directory):
             with contextlib.suppress(FileNotFoundError):
                 directory.rmdir()
-
-
-async def _is_there(kind: str, name: str) -> bool:
-    try:
-        await podman((kind, "exists", "--", name))
-    except PhaulError as exc:
-        if exc.reason == "UNSUPPORTED":
-            raise
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _listen(directory: Path) -> Iterator[socket.socket]:
-    """At DIRECTORY/socket, however long that path is. Raises `OSError`."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-            server.bind(f"/proc/self/fd/{descriptor}/socket")
-            (directory / "socket").chmod(0o600)
-            server.listen(1)
-            yield server
-    finally:
-        os.close(descriptor)
-
-
-def _receive(server: socket.socket) -> tuple[socket.socket, int, list[int]]:
-    """The process that stands for the container, and its standard descriptors. Raises `OSError`, `TimeoutError`."""
-    server.settimeout(CONNECT_SECONDS)
-    connection, _ = server.accept()
-    try:
-        connection.settimeout(CONNECT_SECONDS)
-        said, descriptors, _, _ = socket.recv_fds(connection, 4096, _STANDARD_DESCRIPTORS)
-    except BaseException:
-        connection.close()
-        raise
-    return connection, int(said), list(descriptors)
-
-
-def _tell(connection: socket.socket, record: Path) -> None:
-    connection.sendall(os.fsencode(record))
-    if not connection.recv(1):
-        raise ConnectionError("what stands for the container has ended")
 
 
 def _empty(directory: Path) -> None:
