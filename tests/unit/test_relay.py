@@ -29,7 +29,10 @@ from phaul_client.relay_frames import (
 from phaul_client.serving import RelayGone, RelaySilent
 from phaul_client.tree import identity
 from phauld import relay, relays
+from phauld.relay_end import RelayEnd
+from phauld.relay_fetch import Fetch
 from phauld.relay_links import PlainConnection, receive_exactly
+from phauld.relay_serve import Serve
 from tests.fakes.remote import ScriptedRemote
 
 #: A connection that is given up is closed by its last reference.
@@ -58,7 +61,7 @@ def test_a_directory_that_is_gone_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_link_without_its_descriptor_is_answered(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    made = relay.Relay(str(tmp_path))
+    made = RelayEnd(str(tmp_path))
     with ours, theirs, made.ours, made.theirs:
         ours.send(json.dumps({"do": "link"}).encode())
         relay.answer(made, theirs)
@@ -91,9 +94,9 @@ def test_criu_4_1_and_its_shorter_messages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closing: Callable[[Iterable[socket.socket]], None]
 ) -> None:
     """Both relays beside such a criu: it asks and is answered in its own form, whatever is between them."""
-    monkeypatch.setattr(relay.Relay, "start_criu", lambda *_: None)
-    there = relay.Serve(str(tmp_path), NARROW_MESSAGE.size, os.open(os.devnull, os.O_RDONLY), "criu")
-    here = relay.Fetch(str(tmp_path), NARROW_MESSAGE.size)
+    monkeypatch.setattr(RelayEnd, "start_criu", lambda *_: None)
+    there = Serve(str(tmp_path), NARROW_MESSAGE.size, os.open(os.devnull, os.O_RDONLY), "criu")
+    here = Fetch(str(tmp_path), NARROW_MESSAGE.size)
     for work in (here.take_questions, here.give_answers):
         here.thread(work)
     link = socket.socketpair()
@@ -117,7 +120,7 @@ def test_criu_4_1_and_its_shorter_messages(
 def test_an_answer_cut_in_its_first_message_is_asked_for_again_from_its_beginning(
     tmp_path: Path, closing: Callable[[Iterable[socket.socket]], None]
 ) -> None:
-    made = relay.Fetch(str(tmp_path), NARROW_MESSAGE.size)
+    made = Fetch(str(tmp_path), NARROW_MESSAGE.size)
     closing([made.theirs, made.ours])
     for work in (made.take_questions, made.give_answers):
         made.thread(work)
