@@ -1,6 +1,6 @@
 """The daemon that runs on every node. `Server`, the seed's receiving half, works without one."""
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # that of `typing` costs its import, in every small process: see bare.py
 
 if TYPE_CHECKING:
     from phauld.receiver import Server
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name != "Server":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from phauld.receiver import Server

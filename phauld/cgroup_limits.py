@@ -16,6 +16,7 @@ from typing import Final
 from phaul_client.errors import InvalidRequest
 from phauld import shim
 from phauld.freezer import CannotFreeze, own_cgroup
+from phauld.whole_files import write_json
 from phauld.workload_spec import CgroupLimits
 
 PERIOD_MICROSECONDS: Final = 100_000  #: of cpu.max, the kernel's default
@@ -78,7 +79,7 @@ def make(limits: CgroupLimits, record: Path) -> None:
     except OSError as exc:  # EBUSY: a cgroup with processes of its own, other than the topmost, can have none below
         raise _refusal(wanted, f"{parent} gives none to cgroups below it: {exc.strerror}") from None
     path = parent / f"{_PREFIX}{record.name}"
-    shim.write_json(str(record), "cgroup.json", {"path": str(path)})
+    write_json(str(record), "cgroup.json", {"path": str(path)})
     path.mkdir()
     for name, value in controls(limits).items():
         (path / name).write_text(value)

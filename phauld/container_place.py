@@ -34,7 +34,8 @@ from phaul_criu.requests import InheritFd, RestoreOptions
 from phauld.container_cgroups import cgroups_of, join, mounts
 from phauld.container_checks import check_container
 from phauld.container_files import unpack
-from phauld.shim import start_ticks, write_json
+from phauld.proc import start_ticks
+from phauld.whole_files import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,11 @@ import time
 
 from phaul_client.commit import Phase
 from phaul_client.errors import PhaulError
-from phauld import session, shim
+from phauld import session
 from phauld.journal import Journal
 from phauld.record_files import read_json
 from phauld.restart_policy import NEVER, Attempts, after_running
+from phauld.whole_files import write_json
 from phauld.workload_records import Workload, read
 from phauld.workload_spec import WorkloadSpec
 
@@ -28,7 +29,7 @@ def leaves(workload: Workload, migration_id: str) -> None:
     """A migration may take it away from now on. Raises `PhaulError` if it has ended, `OSError`."""
     with contextlib.suppress(FileNotFoundError):  # forgotten: it has ended and was started again
         if read(workload.directory).pid is not None:
-            return shim.write_json(str(workload.directory), "leaving.json", {"migration_id": migration_id})
+            return write_json(str(workload.directory), "leaving.json", {"migration_id": migration_id})
     raise PhaulError(f"{workload.name} has ended", reason="PID_NOT_FOUND", remedy="phaul ps --all")
 
 
@@ -49,7 +50,7 @@ def stays(workload: Workload, migration_id: str) -> None:
 def mark_moved(workload: Workload, destination: str, migration_id: str) -> None:
     """Record that the tree lives on elsewhere. Raises `OSError`."""
     if _is_leaving_by(workload, migration_id):
-        shim.write_json(str(workload.directory), "moved.json", {"to": destination, "at": time.time()})
+        write_json(str(workload.directory), "moved.json", {"to": destination, "at": time.time()})
 
 
 def _is_leaving_by(workload: Workload, migration_id: str) -> bool:

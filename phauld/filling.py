@@ -18,13 +18,13 @@ from phaul_criu.criu import Criu
 from phaul_criu.errors import CriuError, LazyPagesFailed
 from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.urgency import calm
-from phauld import shim
 from phauld.fetching import Fetching
 from phauld.incoming_spec import Incoming
 from phauld.journal import IncomingEntry, IncomingRecord
 from phauld.lazy_chain import PageSource, has_parent, make_lazy
 from phauld.lazy_hold import Guard, Left
 from phauld.page_stream import STREAM_SECONDS
+from phauld.proc import is_dead
 
 logger = logging.getLogger(__name__)
 
@@ -196,5 +196,5 @@ class Filling:
 
 async def _check_lives(lazy: LazyPages) -> None:
     """Raises `LazyPagesFailed` if it has failed already, or is about to: the event loop may not know yet."""
-    if lazy.has_ended or shim.is_dead(lazy.pid):
+    if lazy.has_ended or is_dead(lazy.pid):
         await lazy.wait()

@@ -19,7 +19,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from phauld.shim import descendants
+from phauld.proc import descendants
 
 PTRACE_CONT = 7
 PTRACE_GETEVENTMSG = 0x4201

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 from phaul_client.tree import ended, is_alive
 from phaul_criu.child import Child, spawn
-from phauld.relays import bare_python
+from phauld.bare import bare_python
 
 WATCH_SECONDS: Final = 5.0
 PIDFD_GET_INFO: Final = 0xC040FF0B

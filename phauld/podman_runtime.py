@@ -41,7 +41,7 @@ def checkpoint(arguments: list[str]) -> None:
 
 
 def start_ticks(pid: int) -> int:
-    """See shim.py."""
+    """See proc.py."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return int(file.read().rpartition(b")")[2].split()[19])
 

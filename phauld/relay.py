@@ -1,8 +1,8 @@
 """The process between criu's lazy pages and the other node: the parent of the criu whose page connection it carries.
 
 One at each end of a post-copy migration, so that neither a restart nor the death of phauld ends the page connection
-that the tree lives from. It is small, knows no gRPC, and is run with the standard library (and `phaul_client`'s frames)
-alone; phauld makes the connections to the other node and hands them over. When one is cut, it waits for the next.
+that the tree lives from. It is small (see `bare.py`) and knows no gRPC; phauld makes the connections to the other node
+and hands them over. When one is cut, it waits for the next.
 
   serve   at the source (`relay_serve.py`): below it `criu swrk`, which dumps and then answers questions for pages
   fetch   at the destination (`relay_fetch.py`): below it, once told to, `criu lazy-pages`, which asks them
@@ -30,8 +30,8 @@ import time
 from phauld.relay_end import IGNORED_SIGNALS, RelayEnd, log
 from phauld.relay_fetch import Fetch
 from phauld.relay_serve import Serve
+from phauld.whole_files import RETRY_SECONDS, write_json
 
-RETRY_SECONDS = 0.2
 MESSAGE_BYTES = 1 << 16
 
 
@@ -76,21 +76,12 @@ def insist_exit(directory: str, status: int) -> None:
     """phauld kills a tree whose relay ended without it: while the disk is full, again and again."""
     while True:
         try:
-            return write_exit(directory, status)
+            return write_json(directory, "exit.json", {"status": status})
         except FileNotFoundError:  # the directory is gone: nobody will ask
             return None
         except OSError as exc:
             log(f"exit.json not written: {exc!r}")
             time.sleep(RETRY_SECONDS)
-
-
-def write_exit(directory: str, status: int) -> None:
-    temporary = os.path.join(directory, f".exit.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump({"status": status}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, os.path.join(directory, "exit.json"))
 
 
 def run(relay: RelayEnd, listener: socket.socket) -> None:

@@ -10,12 +10,10 @@ import contextlib
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-import phauld
 from phaul_client.errors import PeerUnavailable
 from phaul_client.modes import WIDE_STREAM_CRIU_VERSION
 from phaul_client.pipe import LinkTerms
@@ -24,9 +22,9 @@ from phaul_client.serving import RelayGone, RelaySilent, RelayStatus
 from phaul_client.tree import Tree, identity, is_alive, wait_until_gone
 from phaul_criu.child import Child, spawn
 from phaul_criu.version import Version
+from phauld.bare import bare_python
 from phauld.scope import in_scope
 
-_ROOT: Final = str(Path(phauld.__file__).parents[1])
 _ANSWER_BYTES: Final = 1 << 16
 COMMAND_SECONDS: Final = 10.0
 LINK_SECONDS: Final = 30.0  #: a handshake is given up before
@@ -34,12 +32,6 @@ START_SECONDS: Final = 40.0
 POLL_SECONDS: Final = 0.02
 #: Relays are children of phauld: whoever started one reaps it.
 _reapers: set[asyncio.Task[int]] = set()
-
-
-def bare_python(module: str) -> list[str]:
-    """A module's `main`, in a Python that starts sooner, without site packages; arguments begin at `sys.argv[2]`."""
-    program = f"import sys; sys.path.insert(0, sys.argv[1]); from phauld.{module} import main; main()"
-    return [sys.executable, "-I", "-S", "-c", program, _ROOT]
 
 
 class Relay:

@@ -30,7 +30,7 @@ from phauld.lazy_guard import (
     see_to_its_end,
     tracer,
 )
-from phauld.shim import descendants
+from phauld.proc import descendants
 
 PTRACE_INTERRUPT = 0x4207
 PTRACE_GETSIGMASK = 0x420A

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from phaul_client.tree import Tree, descendants, is_alive, wait_until_gone
 from phaul_criu.child import Child
-from phauld import shim
 from phauld.record_files import lives, read_json
+from phauld.whole_files import write_json
 from phauld.workload_records import START_TIMEOUT_SECONDS, Records, forget
 
 EXIT_RECORD_TIMEOUT_SECONDS: Final = 5.0
@@ -98,7 +98,7 @@ class RestoreSlot:
             await asyncio.sleep(POLL_SECONDS)
         if root and not self._has_said:
             with contextlib.suppress(OSError):
-                shim.write_json(os.fspath(self.directory), "tree.json", dict(root))
+                write_json(os.fspath(self.directory), "tree.json", dict(root))
 
     async def discard(self) -> None:
         """The tree never ran, and criu's connection is closed: wait until its shim has cleaned up, and forget it."""

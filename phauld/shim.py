@@ -1,8 +1,7 @@
 """The parent of one process tree: starts it or lets criu restore it, reaps it, writes down how it ended.
 
 One small process per tree, so that a restart, an upgrade or the death of phauld touches no tree, and no tree's exit
-status is lost. It is run as a script with the standard library alone (``python -I -S shim.py MODE DIRECTORY …``):
-it must start in milliseconds and stay small. It never imports the rest of phaul.
+status is lost. It must start in milliseconds and stay small: see `bare.py` (``bare.py shim MODE DIRECTORY …``).
 
 The invariant: a restored tree that was not let go never runs; whatever of it exists is killed here.
 
@@ -23,58 +22,16 @@ import signal
 import sys
 import time
 
+from phauld.let_go import look_at
+from phauld.proc import children, descendants, identity, is_zombie
+from phauld.whole_files import insist, write_json
+
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
 PR_SET_CHILD_SUBREAPER = 36
-PF_EXITING = 4  # include/linux/sched.h
-LOOKS = 20
-LOOK_SECONDS = 0.05
-RETRY_SECONDS = 0.2
 NOT_STARTED = 127  # as a shell's exit code for a command that there is not
-
-
-def write_json(directory: str, name: str, content: dict[str, object]) -> None:
-    """Write a file whole or not at all, and make it durable."""
-    temporary = os.path.join(directory, f".{name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, os.path.join(directory, name))
-    except OSError:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-
-
-def insist(directory: str, name: str, content: dict[str, object]) -> None:
-    """Write a file that phauld decides by: while the disk is full, again and again."""
-    while True:
-        try:
-            return write_json(directory, name, content)
-        except OSError:
-            time.sleep(RETRY_SECONDS)
-
-
-def start_ticks(pid: int) -> int:
-    """Clock ticks since boot at which the process started: with the PID, its identity until the next boot."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[19])
-
-
-def identity(pid: int) -> dict[str, object]:
-    """What names a process beyond doubt, also after its PID was used again and after a reboot."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return {"pid": pid, "start_ticks": start_ticks(pid), "boot_id": file.read().strip()}
-
-
-def children() -> list[int]:
-    """The PIDs of this process's children."""
-    with open("/proc/thread-self/children", "rb") as file:
-        return [int(pid) for pid in file.read().split()]
 
 
 def libc_call(name: str, *arguments: int) -> None:
@@ -210,104 +167,6 @@ def say_not_started(directory: str) -> None:
         pass
 
 
-def descendants(roots: list[int]) -> list[int]:
-    found, pending = [], list(roots)
-    while pending:
-        pid = pending.pop()
-        found.append(pid)
-        try:
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
-                    pending += [int(child) for child in file.read().split()]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
-
-
-def was_let_go(pid: int, criu: str) -> bool | None:
-    """Whether a restored process runs its own code: not criu's, and not the restorer that criu put into it.
-
-    None: it is on a processor, and it may be the restorer's code on its way to where that waits; look again.
-
-    The restorer is the one place where a task waits for criu, in an anonymous mapping that is writable and executable
-    (criu/pie/restorer.c; seen with criu 4.1 and 4.2).
-    """
-    try:
-        if os.path.samefile(f"/proc/{pid}/exe", criu):
-            return False
-        with open(f"/proc/{pid}/syscall", "rb") as file:
-            words = file.read().split()
-        counter = None if words[0] == b"running" else int(words[-1], 16)
-        with open(f"/proc/{pid}/maps", "rb") as file:
-            for line in file:
-                fields = line.split()
-                if counter is None:
-                    if len(fields) == 5 and fields[1].startswith(b"rwx"):
-                        return None
-                    continue
-                start, _, end = fields[0].partition(b"-")
-                if int(start, 16) <= counter < int(end, 16):
-                    return not (len(fields) == 5 and fields[1].startswith(b"rwx"))
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # it has ended, so it was let go
-    except OSError:
-        return False  # what cannot be looked at is not taken for running: it is killed, and runs on at its source
-    return True
-
-
-def was_killed(child: int) -> bool:
-    """Whether a child has ended by SIGKILL, as one does when criu unwinds. It is dead, whatever it was."""
-    ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    return ended is not None and ended.si_status == signal.SIGKILL and ended.si_code == os.CLD_KILLED
-
-
-def is_zombie(pid: int) -> bool:
-    """Whether a child has ended."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def is_ending(pid: int) -> bool:
-    """Whether a process is on its way out, by itself or killed: which of them is known when it is a zombie."""
-    state, is_on_its_way = ending(pid)
-    return state != b"Z" and is_on_its_way
-
-
-def is_dead(pid: int) -> bool:
-    """Whether a process, not necessarily a child, has ended or is about to."""
-    state, is_on_its_way = ending(pid)
-    return state in (b"", b"Z", b"X") or is_on_its_way
-
-
-def ending(pid: int) -> tuple[bytes, bool]:
-    """Its state, which is empty if there is no such process; whether it is on its way out."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        with open(f"/proc/{pid}/status", "rb") as file:
-            pending = [int(line.split()[1], 16) for line in file if line.startswith((b"SigPnd:", b"ShdPnd:"))]
-    except (FileNotFoundError, ProcessLookupError):
-        return b"", False
-    killed = any(mask >> (signal.SIGKILL - 1) & 1 for mask in pending)
-    return fields[0], killed or bool(int(fields[6]) & PF_EXITING)
-
-
-def look_at(directory: str, roots: list[int], criu: str) -> bool:
-    """Whether the tree was let go; criu is gone. Its exit status says nothing: it may fail after it let go."""
-    if not os.path.exists(os.path.join(directory, "released")):
-        return False
-    always_busy = True  # a program that compiles its code looks like the restorer while it computes, but for long
-    for _ in range(LOOKS):
-        if any(was_killed(root) for root in roots):
-            return False
-        is_on_its_way = any(map(is_ending, roots))
-        found = [was_let_go(pid, criu) for pid in descendants(roots)]
-        if not is_on_its_way and all(found):
-            return not any(was_killed(root) for root in roots)  # while it was looked at
-        always_busy = always_busy and not is_on_its_way and False not in found
-        time.sleep(LOOK_SECONDS)
-    return always_busy
-
-
 def prepare_criu(directory: str) -> None:
     """In the child: criu ends its own helper for cgroups by SIGTERM, and waits for its end for ever.
 
@@ -357,7 +216,7 @@ def restore(directory: str, swrk_fd: int, criu: str, go_fd: int | None, inherite
 
 
 def main() -> None:
-    mode, directory, fd = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    mode, directory, fd = sys.argv[2], sys.argv[3], int(sys.argv[4])
     os.set_inheritable(fd, False)  # ours, not the tree's
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -366,12 +225,8 @@ def main() -> None:
     if mode == "run":
         run(directory, fd)
     else:
-        go_fd = None if sys.argv[5] == "-" else int(sys.argv[5])
-        inherited = tuple(map(int, sys.argv[6:]))
+        go_fd = None if sys.argv[6] == "-" else int(sys.argv[6])
+        inherited = tuple(map(int, sys.argv[7:]))
         for each in (*inherited, *([go_fd] if go_fd is not None else [])):
             os.set_inheritable(each, False)
-        restore(directory, fd, sys.argv[4], go_fd, inherited)
-
-
-if __name__ == "__main__":
-    main()
+        restore(directory, fd, sys.argv[5], go_fd, inherited)

@@ -11,19 +11,20 @@ import json
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import Any, Final
 
 from phaul_client.tree import Tree
 from phaul_criu.child import Child, spawn
-from phauld import cgroup_limits, shim
+from phauld import cgroup_limits
+from phauld.bare import bare_python
 from phauld.restore_slot import POLL_SECONDS
 from phauld.scope import in_scope, is_booted
+from phauld.whole_files import write_json
 from phauld.workload_records import START_TIMEOUT_SECONDS
 from phauld.workload_spec import UNLIMITED, WorkloadSpec
 
-_SHIM: Final = (sys.executable, "-I", "-S", shim.__file__)
+_SHIM: Final = bare_python("shim")
 
 
 class Shims:
@@ -37,7 +38,7 @@ class Shims:
 
         Raises `InvalidRequest`, `TimeoutError`, `OSError`; then nothing of it is left.
         """
-        shim.write_json(str(directory), "spec.json", needed)
+        write_json(str(directory), "spec.json", needed)
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from phaul_client.tree import Tree, descendants, is_alive
-from phauld import shim
+from phauld.let_go import LOOK_SECONDS, was_let_go
+from phauld.proc import is_dead
 
 LOOKS: Final = 100  #: criu may still be about to let it go: it did not die with its parent
 
@@ -27,7 +28,7 @@ async def runs(root: Mapping[str, Any], criu: Path) -> bool:
             return False
         if await asyncio.to_thread(_were_let_go, root["pid"], criu):
             return lives(root)
-        await asyncio.sleep(shim.LOOK_SECONDS)
+        await asyncio.sleep(LOOK_SECONDS)
     await kill(root)
     return False
 
@@ -40,9 +41,9 @@ async def kill(root: Mapping[str, Any]) -> None:
 
 
 def _were_let_go(root_pid: int, criu: Path) -> bool:
-    return all([shim.was_let_go(pid, os.fspath(criu)) for pid in descendants(root_pid)])
+    return all([was_let_go(pid, os.fspath(criu)) for pid in descendants(root_pid)])
 
 
 def lives(root: Mapping[str, Any]) -> bool:
     """Whether its root runs on; one that was killed, or is about to be, does not."""
-    return is_alive(root) and not shim.is_dead(root["pid"])
+    return is_alive(root) and not is_dead(root["pid"])

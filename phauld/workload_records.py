@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from phaul_client.errors import WorkloadExists, WorkloadNotFound
-from phauld import cgroup_limits, record_files, shim
+from phauld import cgroup_limits, record_files
 from phauld.record_files import RecordFiles, boot_id, lives
 from phauld.restart_policy import (
     NEVER,
@@ -42,6 +42,7 @@ from phauld.restart_policy import (
     Verdict,
     decide,
 )
+from phauld.whole_files import write_json
 from phauld.workload_spec import WorkloadSpec
 
 START_TIMEOUT_SECONDS: Final = 10.0
@@ -145,8 +146,8 @@ class Records:
         record = {"spec": asdict(spec), "created_at": created_at, **asdict(attempts), "brought_by": arriving}
         try:
             if arriving and spec.restart != NEVER:
-                shim.write_json(str(directory), "arriving.json", {"migration_id": arriving})
-            shim.write_json(str(directory), "record.json", record)
+                write_json(str(directory), "arriving.json", {"migration_id": arriving})
+            write_json(str(directory), "record.json", record)
         except OSError:
             forget(directory)
             raise

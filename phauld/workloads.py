@@ -25,6 +25,7 @@ from phauld.restart_policy import NEVER, NO_ATTEMPTS, Attempts
 from phauld.restore_slot import POLL_SECONDS, RestoreSlot
 from phauld.shims import Shims
 from phauld.startable import told
+from phauld.whole_files import write_json
 from phauld.workload_records import START_TIMEOUT_SECONDS, Records, Workload, forget
 from phauld.workload_spec import WorkloadSpec
 
@@ -93,10 +94,10 @@ class Workloads:
     async def _run_again(self, ended: Workload, directory: Path) -> Workload:
         try:
             if error := await self._try_again(ended.spec, directory):
-                shim.write_json(str(directory), "failure.json", {"error": error, "at": time.time()})
+                write_json(str(directory), "failure.json", {"error": error, "at": time.time()})
                 if not (directory / "exit.json").exists():
                     failed = {"outcome": "exited", "exit_code": shim.NOT_STARTED, "signal": None, "at": time.time()}
-                    shim.write_json(str(directory), "exit.json", failed)
+                    write_json(str(directory), "exit.json", failed)
         except BaseException:
             if not lives(read_json(directory / "tree.json") or {}):
                 forget(directory)
@@ -182,7 +183,7 @@ class Workloads:
             )
         if workload.is_present and not is_moving:
             with contextlib.suppress(FileNotFoundError):  # dropped in this moment
-                shim.write_json(str(workload.directory), "stopped.json", {"at": time.time()})
+                write_json(str(workload.directory), "stopped.json", {"at": time.time()})
             workload = self.get(name)
         while workload.state in ("starting", "ending"):  # a moment, or as long as a migration
             await asyncio.sleep(POLL_SECONDS)

@@ -19,7 +19,7 @@ from typing import Final
 
 import pytest
 
-from phauld import shim
+from phauld import let_go
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="its machine code is that of x86-64")
 
@@ -70,7 +70,7 @@ def _let_it_wait(task: subprocess.Popen[bytes]) -> None:
 
 async def _until(task: subprocess.Popen[bytes], verdict: bool | None) -> None:
     async with asyncio.timeout(10):
-        while shim.was_let_go(task.pid, CRIU) is not verdict:  # noqa: ASYNC110 - it is on its way there
+        while let_go.was_let_go(task.pid, CRIU) is not verdict:  # noqa: ASYNC110 - it is on its way there
             await asyncio.sleep(0.01)
 
 
@@ -85,8 +85,8 @@ async def test_a_task_on_its_way_to_where_it_waits_is_not_let_go(tmp_path: Path)
     (tmp_path / "released").touch()
     with _task("spins") as task:
         await _until(task, None)
-        looking = asyncio.create_task(asyncio.to_thread(shim.look_at, str(tmp_path), [task.pid], CRIU))
-        await asyncio.sleep(2 * shim.LOOK_SECONDS)
+        looking = asyncio.create_task(asyncio.to_thread(let_go.look_at, str(tmp_path), [task.pid], CRIU))
+        await asyncio.sleep(2 * let_go.LOOK_SECONDS)
         _let_it_wait(task)
         assert await looking is False
 
@@ -94,12 +94,12 @@ async def test_a_task_on_its_way_to_where_it_waits_is_not_let_go(tmp_path: Path)
 async def test_a_program_that_computes_in_such_a_mapping_for_long_is_let_go(tmp_path: Path) -> None:
     (tmp_path / "released").touch()
     with _task("spins") as task:
-        assert await asyncio.to_thread(shim.look_at, str(tmp_path), [task.pid], CRIU) is True
+        assert await asyncio.to_thread(let_go.look_at, str(tmp_path), [task.pid], CRIU) is True
 
 
 def test_nothing_is_let_go_that_was_not_released(tmp_path: Path) -> None:
     with _task("let-go") as task:
-        assert not shim.look_at(str(tmp_path), [task.pid], CRIU)
+        assert not let_go.look_at(str(tmp_path), [task.pid], CRIU)
 
 
 def test_a_root_that_was_killed_was_not_let_go(tmp_path: Path) -> None:
@@ -107,4 +107,4 @@ def test_a_root_that_was_killed_was_not_let_go(tmp_path: Path) -> None:
     with _task("let-go") as task:
         os.kill(task.pid, signal.SIGKILL)
         os.waitid(os.P_PID, task.pid, os.WEXITED | os.WNOWAIT)
-        assert not shim.look_at(str(tmp_path), [task.pid], CRIU)
+        assert not let_go.look_at(str(tmp_path), [task.pid], CRIU)
