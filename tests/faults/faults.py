@@ -13,9 +13,11 @@ from typing import Final
 from phaul.v1 import migrations_pb2, types_pb2
 from phaul.v1.types_pb2 import Options
 from tests.daemon import IMAGES_DIR, STATE_DIR
-from tests.faults.bench import MEMORY_DIR, Bench, Judgement, Victim
+from tests.faults.bench import MEMORY_DIR, Bench
 from tests.faults.gates import Verdict
+from tests.faults.judge import Judgement, judge
 from tests.faults.points import Point
+from tests.faults.victims import Victim
 from tests.inventory import processes
 from tests.nodes import Node, Process
 
@@ -107,7 +109,7 @@ class Run:
         if self._cli is not None:
             migration_id = await self._bench.find_record(victim)
         await self._bench.settle(migration_id)
-        return await self._bench.judge(victim, migration_id)
+        return await judge(self._bench, victim, migration_id)
 
     def _options(self) -> Options:
         mode = types_pb2.RESTORE_MODE_LAZY if self._point.lazy else types_pb2.RESTORE_MODE_EAGER

@@ -13,8 +13,9 @@ import pytest
 from phaul.v1 import types_pb2
 from phaul.v1.types_pb2 import Options
 from phaul_client.stream import PREAMBLE_BYTES
-from tests.faults.bench import Bench, Judgement, bench
+from tests.faults.bench import Bench, bench
 from tests.faults.gates import Verdict
+from tests.faults.judge import Judgement, judge
 
 pytestmark = pytest.mark.criu
 
@@ -28,7 +29,7 @@ async def _move(made: Bench, name: str, *, mib: int = 4, checksum: bool = False)
     options.freeze_budget.FromMilliseconds(5000)
     await made.migrate(victim, migration_id=name, options=options)
     await made.settle(name)
-    return await made.judge(victim, name)
+    return await judge(made, victim, name)
 
 
 async def test_a_page_stream_that_ends_early_is_noticed(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ async def test_a_flipped_bit_in_a_lazy_page_is_asked_for_again(tmp_path: Path) -
         options = Options(mode=types_pb2.MODE_POST_COPY, checksum=True)
         await made.migrate(victim, migration_id="lazy", options=options)
         await made.settle("lazy")
-        judgement = await made.judge(victim, "lazy")
+        judgement = await judge(made, victim, "lazy")
         assert "page link made" in (made.nodes["a"].directory / "phauld.log").read_text()
     assert (judgement.outcome, judgement.alive, judgement.leftovers) == ("moved", 1, ()), judgement
     assert judgement.data_intact, judgement

@@ -14,8 +14,10 @@ from grpc_status import rpc_status
 from phaul.v1 import types_pb2
 from phaul.v1.types_pb2 import Options
 from tests.conftest import Report
-from tests.faults.bench import Bench, Victim, bench
+from tests.faults.bench import Bench, bench
 from tests.faults.gates import until
+from tests.faults.judge import beating_on, end_victim, leftovers
+from tests.faults.victims import Victim
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(180)]
 
@@ -23,7 +25,7 @@ AT_ONCE = 16
 
 
 async def _gone_over(made: Bench, victim: Victim, migration_id: str) -> None:
-    judged = await made.beating(victim)
+    judged = await beating_on(made, victim)
     assert judged == ["b"], f"{victim.name} beats on {judged}: {await made.record(migration_id)}"
     assert made.read(victim, "b").failures == 0
     log = made.read_log(victim, "b") or []
@@ -58,8 +60,8 @@ async def test_sixteen_at_once_and_one_more(tmp_path: Path, json_report: Report)
         await made.settle("one-more")
         await _gone_over(made, last, "one-more")
         for each in victims:
-            await made.end(each, ["b"])
-        assert not await made.leftovers()
+            await end_victim(made, each, ["b"])
+        assert not await leftovers(made)
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     status = rpc_status.from_call(refused.value)  # type: ignore[arg-type]
     assert status is not None

@@ -18,8 +18,9 @@ from typing import Any, Final
 import pytest
 
 from tests.conftest import Report
-from tests.faults.bench import Bench, Judgement, bench
+from tests.faults.bench import Bench, bench
 from tests.faults.faults import Run
+from tests.faults.judge import Judgement
 from tests.faults.points import POINTS, Point
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(1200)]

@@ -10,6 +10,7 @@ import pytest
 from phaul.v1 import types_pb2
 from phaul.v1.types_pb2 import Options
 from tests.faults.bench import bench
+from tests.faults.judge import judge
 
 pytestmark = pytest.mark.criu
 
@@ -39,7 +40,7 @@ async def test_no_memory(tmp_path: Path, at: str, reason: str, message: str) -> 
         record = await made.record("short")
         await node.run(["umount", "/proc/meminfo"], check=True)
         (node.root / "run/meminfo").unlink()
-        judgement = await made.judge(victim, "short")
+        judgement = await judge(made, victim, "short")
     assert (judgement.outcome, judgement.alive, judgement.leftovers) == ("resumed", 1, ()), judgement
     assert judgement.data_intact
     assert judgement.reason == reason

@@ -11,7 +11,9 @@ import pytest
 
 from phaul.v1 import migrations_pb2, types_pb2
 from phaul.v1.types_pb2 import Options
-from tests.faults.bench import Bench, Victim, bench
+from tests.faults.bench import Bench, bench
+from tests.faults.judge import judge
+from tests.faults.victims import Victim
 
 pytestmark = pytest.mark.criu
 
@@ -144,7 +146,7 @@ async def test_a_node_that_falls_silent_ends_the_freeze_within_seconds(tmp_path:
         assert record.phase == types_pb2.MIGRATION_PHASE_ROLLED_BACK
         assert record.error.reason == types_pb2.ERROR_REASON_PEER_UNREACHABLE
         made.link.mend()
-        judgement = await made.judge(victim, "gone")
+        judgement = await judge(made, victim, "gone")
         assert (judgement.alive, judgement.leftovers, judgement.complaints) == (1, (), ()), judgement
 
 
@@ -159,7 +161,7 @@ async def test_a_destination_that_was_started_anew_says_so(tmp_path: Path) -> No
         made.gates.plan(COMMITTED, kill)
         await made.migrate(victim, migration_id="anew", options=Options())
         await made.settle("anew")
-        judgement = await made.judge(victim, "anew")
+        judgement = await judge(made, victim, "anew")
         assert (judgement.outcome, judgement.alive, judgement.leftovers) == ("resumed", 1, ()), judgement
         assert judgement.reason == "DAEMON_RESTARTED", judgement
 

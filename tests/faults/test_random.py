@@ -20,9 +20,11 @@ import pytest
 from phaul.v1 import types_pb2
 from phaul.v1.types_pb2 import Options
 from tests.conftest import Report
-from tests.faults.bench import LEASE_SECONDS, Bench, Victim, bench
+from tests.faults.bench import LEASE_SECONDS, Bench, bench
 from tests.faults.faults import signal_one
 from tests.faults.gates import Verdict
+from tests.faults.judge import beating_on, end_victim, leftovers
+from tests.faults.victims import Victim
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(0)]
 
@@ -62,8 +64,8 @@ class Moves:
         assert self._made.read(victim, home).failures == 0
         lines = self._made.read_log(victim, home) or []
         assert [line.split()[1] for line in lines] == [str(1 + each) for each in range(len(lines))]
-        await self._made.end(victim, ["a", "b"])
-        assert not await self._made.leftovers()
+        await end_victim(self._made, victim, ["a", "b"])
+        assert not await leftovers(self._made)
 
     async def _move(self, victim: Victim, home: str, number: int) -> str:
         other = "b" if home == "a" else "a"
@@ -82,7 +84,7 @@ class Moves:
         self._made.gates.clear()
         await asyncio.gather(*self._undo)
         self._undo.clear()
-        beating = await self._made.beating(victim)
+        beating = await beating_on(self._made, victim)
         assert len(beating) == 1, f"{story}: beats on {beating}"
         assert self._made.read(victim, beating[0]).counts[0] > before, f"{story}: lost a part of its past"
         record = await self._made.record(migration_id, home)

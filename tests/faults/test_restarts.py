@@ -21,6 +21,7 @@ from phaul.v1.types_pb2 import Options, RestartPolicy, WorkloadSpec
 from tests.daemon import LOG_DIR
 from tests.faults.bench import Bench, bench
 from tests.faults.faults import signal_one
+from tests.faults.judge import leftovers
 from tests.nodes import until
 from tests.restarting import Restarting
 
@@ -146,7 +147,7 @@ async def _judge(made: Bench, case: Case, tree: Restarting) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError):  # it never came there
             await made.node_service(name).RemoveWorkload(node_pb2.RemoveWorkloadRequest(name=tree.name), timeout=10)
         (node.root / LOG_DIR.relative_to("/") / f"{tree.name}.log").unlink(missing_ok=True)
-    assert await made.leftovers() == ()
+    assert await leftovers(made) == ()
 
 
 class Found(NamedTuple):
