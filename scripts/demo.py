@@ -27,7 +27,8 @@ from phaul_criu.install import ask_version, find_binary
 from tests.by_hand import move_by_hand, start_tree, warm_memory
 from tests.daemon import DaemonFailed
 from tests.inventory import processes
-from tests.nodes import PROGRAMS, ROOT, CommandFailed, Node, Nodes, Process, missing_programs, two_nodes, until
+from tests.nodes import PROGRAMS, ROOT, Node, Nodes, missing_programs, two_nodes, until
+from tests.started import CommandFailed, Process
 from tests.victims.redis_writer import Written
 
 NAME: Final = "redis"

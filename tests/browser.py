@@ -20,8 +20,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
+from tests.namespaces import NAMESPACES
 from tests.need import need
-from tests.nodes import NAMESPACES, Node
+from tests.nodes import Node
 
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome")
 _LARGEST_BYTES: Final = 64 << 20

@@ -13,7 +13,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 if TYPE_CHECKING:
-    from tests.nodes import Node, Process
+    from tests.nodes import Node
+from tests.started import Process
 
 BINARY: Final = Path(sys.executable).parent / "phauld"
 SOCKET: Final = Path("/run/phaul/phauld.sock")

@@ -15,44 +15,25 @@ each knows the other by its name); all three are on a second network, a bridge i
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from tests.daemon import Phauld
 from tests.inventory import Inventory, take_inventory
+from tests.namespaces import ADDRESSES, LAN_ADDRESSES, MAIN_LINK, NAMESPACES, hold, join, let_go
+from tests.started import END_SECONDS, RUN_SECONDS, CommandFailed, Completed, Process
 
 Found = TypeVar("Found")
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PROGRAMS: Final = Path(sys.executable).parent
 START_SECONDS: Final = 10.0
-END_SECONDS: Final = 10.0
-RUN_SECONDS: Final = 60.0
-MAIN_LINK: Final = "node0"  #: to the other node
-LAN_LINK: Final = "lan0"  #: to the bridge at the client
 
-NAMESPACES: Final = ("--pid", "--mount", "--net", "--uts", "--ipc")
-ADDRESSES: Final = {"a": "10.77.1.1", "b": "10.77.1.2"}
-LAN_ADDRESSES: Final = {"client": "10.77.2.1", "a": "10.77.2.11", "b": "10.77.2.12"}
-_HOSTS: Final = "".join(f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **ADDRESSES}.items())
-#: A fresh /run, because criu keeps there what it found out about the kernel, and daemons their sockets.
-_INIT: Final = """
-set -e
-mount -t tmpfs -o mode=755 tmpfs /run
-printf %s "$0" >/proc/sys/kernel/hostname
-printf %s "$1" >/run/hosts
-mount --bind /run/hosts /etc/hosts
-ip link set lo up
-echo ready
-exec tini -- cat >/dev/null
-"""
 #: The standard descriptors are opened inside: criu refuses to dump a file of a mount that the node does not have.
 _DETACHED: Final = 'exec "$@" </dev/null >>"$0" 2>&1'
 _CUT: Final = f"""
@@ -62,60 +43,6 @@ table inet cut {{
 }}
 """
 _ATTACHED: Final = 'exec "$@" </dev/null'
-
-
-class CommandFailed(Exception):
-    """A command in a node did not end with 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """A command that has ended. `returncode` is negative after a signal."""
-
-    argv: tuple[str, ...]
-    returncode: int
-    stdout: str
-    stderr: str
-
-    def json(self) -> Any:
-        """Standard output as one JSON value. Raises ValueError."""
-        return json.loads(self.stdout)
-
-    def events(self) -> list[dict[str, Any]]:
-        """Standard output as lines of JSON. Raises ValueError."""
-        return [json.loads(line) for line in self.stdout.splitlines()]
-
-
-class Process:
-    """A process that was started in a node. `pid` is the host's, `node_pid` the node's own number for it."""
-
-    def __init__(self, entered: asyncio.subprocess.Process, pid: int, log: Path) -> None:
-        self._entered = entered
-        self.pid = pid
-        self.node_pid = node_pid(pid)
-        self.log = log
-
-    @property
-    def returncode(self) -> int | None:
-        return self._entered.returncode
-
-    def send_signal(self, number: int) -> None:
-        """Raises ProcessLookupError if it has ended."""
-        os.kill(self.pid, number)
-        if number == signal.SIGCONT:  # nsenter stops itself when its child stops
-            self._entered.send_signal(number)
-
-    async def wait(self, timeout_seconds: float = RUN_SECONDS) -> int:
-        """Wait for its end; the exit status, negative after a signal. Raises TimeoutError."""
-        async with asyncio.timeout(timeout_seconds):
-            return await self._entered.wait()
-
-    async def stop(self, number: int = signal.SIGTERM) -> int:
-        """Signal it and wait for its end; the exit status. Raises TimeoutError."""
-        if self.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self.send_signal(number)
-        return await self.wait(END_SECONDS)
 
 
 class Node:
@@ -239,11 +166,9 @@ class Node:
 
     async def end(self) -> None:
         """Kill everything in the node."""
-        assert self._init.stdin is not None
-        self._init.stdin.close()
         try:
             async with asyncio.timeout(END_SECONDS):
-                await self._init.wait()
+                await let_go(self._init)
         finally:
             if self._init.returncode is None:
                 os.kill(self.pid, signal.SIGKILL)
@@ -269,7 +194,7 @@ async def two_nodes(directory: Path) -> AsyncIterator[Nodes]:
     """Two nodes and a client; whatever runs in them ends with the block. Needs root."""
     async with contextlib.AsyncExitStack() as stack:
         nodes = Nodes(*[await stack.enter_async_context(_node(name, directory)) for name in ("a", "b", "client")])
-        await _join(nodes)
+        await join(*nodes)
         yield nodes
 
 
@@ -277,71 +202,16 @@ async def two_nodes(directory: Path) -> AsyncIterator[Nodes]:
 async def _node(name: str, directory: Path) -> AsyncIterator[Node]:
     own_directory = directory / name
     own_directory.mkdir(parents=True)
-    init = await asyncio.create_subprocess_exec(
-        *(
-            "unshare",
-            "--fork",
-            "--mount-proc",
-            "--propagation",
-            "private",
-            *NAMESPACES,
-            "bash",
-            "-c",
-            _INIT,
-            name,
-            _HOSTS,
-        ),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # an interrupt from the keyboard is ours to answer
-    )
-    assert init.stdin is not None
-    assert init.stdout is not None
+    init = await hold(name)
     try:
-        async with asyncio.timeout(START_SECONDS):
-            if await init.stdout.readline() != b"ready\n":
-                raise CommandFailed(f"no namespaces for node {name}; see standard error")
         node = Node(name, own_directory, init, await _only_child(init))
     except BaseException:
-        init.stdin.close()
-        await init.wait()
+        await let_go(init)
         raise
     try:
         yield node
     finally:
         await asyncio.shield(node.end())
-
-
-async def _join(nodes: Nodes) -> None:
-    """Make the links. They are made inside the client's namespace, so that the host never sees them."""
-    a, b, client = nodes
-    outside = ["nsenter", "--target", str(client.pid), "--net", "--"]  # keeps our PIDs, which name the namespaces
-    commands = [
-        f"link add {MAIN_LINK} netns {a.pid} type veth peer name {MAIN_LINK} netns {b.pid}",
-        f"link add {LAN_LINK} type bridge",
-        f"link add lan-a type veth peer name {LAN_LINK} netns {a.pid}",
-        f"link add lan-b type veth peer name {LAN_LINK} netns {b.pid}",
-        f"link set lan-a master {LAN_LINK} up",
-        f"link set lan-b master {LAN_LINK} up",
-    ]
-    await _batch(outside, commands)
-    for node in nodes:
-        links = [(LAN_LINK, node.lan_address), *([(MAIN_LINK, node.address)] if node.address else [])]
-        lines = [
-            line for link, address in links for line in (f"address add {address}/24 dev {link}", f"link set {link} up")
-        ]
-        await _batch(["nsenter", "--target", str(node.pid), "--net", "--"], lines)
-
-
-async def _batch(prefix: Sequence[str], commands: Sequence[str]) -> None:
-    ip = await asyncio.create_subprocess_exec(
-        *(*prefix, "ip", "-batch", "-"),
-        stdin=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, errors = await ip.communicate("\n".join(commands).encode())
-    if ip.returncode != 0:
-        raise CommandFailed(f"ip: {errors.decode()}")
 
 
 async def until(condition: Callable[[], Found], timeout_seconds: float = START_SECONDS) -> Found:
@@ -366,14 +236,6 @@ async def _only_child(parent: asyncio.subprocess.Process) -> int:
     if parent.returncode is not None:
         raise CommandFailed(f"ended at once with {parent.returncode}")
     return children(parent.pid)[0]
-
-
-def node_pid(pid: int) -> int:
-    """The number of a process in the PID namespace below ours. Raises FileNotFoundError if there is no process."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("NSpid:"):
-            return int(line.split()[2])
-    raise ValueError("this kernel has no PID namespaces")
 
 
 def log_tail(path: Path, lines: int = 20) -> str:

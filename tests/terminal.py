@@ -21,7 +21,8 @@ from typing import Final
 
 import pyte
 
-from tests.nodes import NAMESPACES, Node
+from tests.namespaces import NAMESPACES
+from tests.nodes import Node
 
 _SECONDS: Final = 30.0
 _COLOURS: Final = {

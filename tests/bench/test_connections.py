@@ -19,7 +19,8 @@ import pytest
 
 from tests.bench.test_pause import _pause
 from tests.node.test_move_address import ADDRESS, PORT, PYTHON, give, listening
-from tests.nodes import Nodes, Process, two_nodes, until
+from tests.nodes import Nodes, two_nodes, until
+from tests.started import Process
 from tests.victims.heartbeat import read_beats
 
 pytestmark = [pytest.mark.bench, pytest.mark.criu, pytest.mark.timeout(600)]

@@ -17,7 +17,7 @@ import pytest
 
 from tests.bench.go_phaul import ensure_go_phaul
 from tests.bench.lab_ways import GO_PHAUL, Figures, Way, by_go_criu, by_hand, by_phaul, clear, warm
-from tests.nodes import CommandFailed
+from tests.started import CommandFailed
 from tests.vm.image import LabMissing
 from tests.vm.lab import Lab, open_lab
 from tests.vm.scenarios import ready

@@ -21,7 +21,8 @@ from tests.faults.links import Link
 from tests.faults.victim import SLOT, SLOTS
 from tests.faults.victims import Beats, Victim
 from tests.inventory import Inventory
-from tests.nodes import PROGRAMS, Nodes, Process, two_nodes
+from tests.nodes import PROGRAMS, Nodes, two_nodes
+from tests.started import Process
 
 START_SECONDS: Final = 20.0
 SETTLE_SECONDS: Final = 40.0

@@ -19,7 +19,8 @@ from tests.faults.judge import Judgement, judge
 from tests.faults.points import Point
 from tests.faults.victims import Victim
 from tests.inventory import processes
-from tests.nodes import Node, Process
+from tests.nodes import Node
+from tests.started import Process
 
 CUT_SECONDS: Final = 1.0
 STALL_SECONDS: Final = 1.0

@@ -15,8 +15,10 @@ from typing import Any, Final
 
 import pytest
 
+from tests.namespaces import LAN_LINK
 from tests.node.test_daemons import migrate
-from tests.nodes import LAN_LINK, Node, Nodes, Process, until
+from tests.nodes import Node, Nodes, until
+from tests.started import Process
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
 

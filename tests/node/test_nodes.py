@@ -14,7 +14,8 @@ import pytest
 from phaul_criu.install import find_binary
 from tests.by_hand import move_by_hand, start_tree
 from tests.inventory import processes
-from tests.nodes import ROOT, CommandFailed, Node, Nodes, two_nodes, until
+from tests.nodes import ROOT, Node, Nodes, two_nodes, until
+from tests.started import CommandFailed
 from tests.victims.heartbeat import Beats, read_beats
 
 pytestmark = pytest.mark.criu

@@ -9,7 +9,8 @@ from typing import Final
 import pytest
 
 from tests.daemon import BINARY, LOG_DIR
-from tests.nodes import Completed, Node, Nodes, until
+from tests.nodes import Node, Nodes, until
+from tests.started import Completed
 
 pytestmark = pytest.mark.criu
 

@@ -10,7 +10,8 @@ from typing import Final
 import pytest
 
 from tests.node.test_daemons import Victim
-from tests.nodes import ROOT, Completed, Node, Nodes
+from tests.nodes import ROOT, Node, Nodes
+from tests.started import Completed
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
 

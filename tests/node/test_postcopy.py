@@ -15,7 +15,8 @@ import pytest
 
 from phaul.v1 import migrations_pb2, migrations_pb2_grpc
 from tests.inventory import processes
-from tests.nodes import Node, Nodes, Process, until
+from tests.nodes import Node, Nodes, until
+from tests.started import Process
 from tests.victims.heartbeat import read_beats
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]

@@ -15,8 +15,9 @@ import pytest
 from phaul_client import Local
 from phauld import Server
 from tests.node.criu_victims import no_leaks, start_victim, subreaper
-from tests.nodes import PROGRAMS, ROOT, Completed, Node, Nodes
+from tests.nodes import PROGRAMS, ROOT, Node, Nodes
 from tests.seed_api import OwnLocal
+from tests.started import Completed
 
 pytestmark = pytest.mark.criu
 

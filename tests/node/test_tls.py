@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from phaul_client.certs import issue, make_ca
-from tests.nodes import PROGRAMS, Completed, Nodes, two_nodes, until
+from tests.nodes import PROGRAMS, Nodes, two_nodes, until
+from tests.started import Completed
 
 pytestmark = pytest.mark.criu
 

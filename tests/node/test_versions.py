@@ -17,7 +17,8 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
 from tests import daemon
-from tests.nodes import PROGRAMS, ROOT, Completed, Node, Nodes
+from tests.nodes import PROGRAMS, ROOT, Node, Nodes
+from tests.started import Completed
 
 pytestmark = pytest.mark.criu
 

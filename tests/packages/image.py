@@ -14,9 +14,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests.nodes import PROGRAMS, Completed, Node, Nodes, until
+from tests.nodes import PROGRAMS, Node, Nodes, until
 from tests.packages import manifest
 from tests.packages.builds import ROOT, VICTIM, run
+from tests.started import Completed
 from tests.victims.heartbeat import read_beats
 
 IMAGE: Final = "localhost/phaul"

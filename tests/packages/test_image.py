@@ -11,10 +11,11 @@ import pytest
 
 from phauld.config import Config
 from tests.need import need
-from tests.nodes import CommandFailed, Nodes, two_nodes
+from tests.nodes import Nodes, two_nodes
 from tests.packages import manifest
 from tests.packages.builds import PACKAGE, ROOT, run
 from tests.packages.image import NotServing, documented_capabilities, image_root, move, two_pods
+from tests.started import CommandFailed
 from tests.systemd.machines import missing
 
 pytestmark = pytest.mark.timeout(900)

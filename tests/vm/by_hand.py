@@ -6,7 +6,7 @@ import asyncio
 import sys
 from typing import Final, TextIO
 
-from tests.nodes import CommandFailed
+from tests.started import CommandFailed
 from tests.vm.channel import GuestDied
 from tests.vm.image import ImageBroken, LabMissing, ensure_image
 from tests.vm.lab import Lab, open_lab

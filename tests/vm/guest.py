@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests.nodes import CommandFailed, Completed
+from tests.started import CommandFailed, Completed
 from tests.vm.channel import Channel, GuestDied, RequestFailed, Started, decode, encode
 from tests.vm.image import Image
 from tests.vm.qemu import Machine, Qemu, start_qemu

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from phaul_client.certs import issue, make_ca
-from tests.nodes import CommandFailed
+from tests.started import CommandFailed
 from tests.vm.channel import GuestDied
 from tests.vm.guest import Guest
 from tests.vm.lab import Lab

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from tests.conftest import Report
 from tests.faults.victim import SLOT, SLOTS
-from tests.nodes import Completed
+from tests.started import Completed
 from tests.vm.guest import Guest
 from tests.vm.lab import Lab
 from tests.vm.scenarios import IN_GUEST, Answer, take

@@ -14,7 +14,7 @@ import pytest
 
 from phaul_criu.stats import parse_dump_stats
 from tests.conftest import Report
-from tests.nodes import CommandFailed
+from tests.started import CommandFailed
 from tests.vm.channel import GuestDied
 from tests.vm.guest import Guest
 from tests.vm.image import ROOT

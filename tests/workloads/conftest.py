@@ -11,7 +11,8 @@ from typing import Any, Final
 import pytest
 
 from tests.node.conftest import daemons, nodes
-from tests.nodes import Process, until
+from tests.nodes import until
+from tests.started import Process
 from tests.workloads.titles import PAGE, has_cell
 
 __all__ = ["daemons", "nodes"]

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from phaul_criu.install import find_binary
 from tests.inventory import processes
-from tests.nodes import CommandFailed, Node, Nodes
+from tests.nodes import Node, Nodes
+from tests.started import CommandFailed
 from tests.zdtm.catalogue import Program
 
 PASS: Final = "pass"
