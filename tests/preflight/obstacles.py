@@ -1,4 +1,4 @@
-"""Programs with one obstacle each, on the source or on the destination."""
+"""Programs with one obstacle each, on the source or on the destination: one table, as long as it is."""
 
 from __future__ import annotations
 
