@@ -200,7 +200,7 @@ class Run:
         signal_pid(node, pids[number])
 
     async def _kill_shim(self, name: str, mode: str) -> None:
-        node, words = self._bench.nodes[name], f" shim {mode} "
+        node, words = self._bench.nodes[name], f"shim {mode} "
         signal_one(node, words)
         while any(words in line for _, line in processes(node)):  # noqa: ASYNC110 (it is phauld's child, or init's)
             await asyncio.sleep(0.005)

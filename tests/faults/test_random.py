@@ -126,7 +126,7 @@ class Moves:
                         made.gates.kill_criu(f"{home}:dump" if "source" in fault else f"{other}:restore")
                 case "kill-destination-shim":
                     with contextlib.suppress(ValueError):  # it has not started yet
-                        signal_one(made.nodes[other], " shim restore ")
+                        signal_one(made.nodes[other], "shim restore ")
                 case "cut" | "stall":
                     link.cut() if fault == "cut" else link.stall()
                     self._undo.append(asyncio.create_task(self._mend(home, seconds)))

@@ -26,7 +26,7 @@ REFUSED: Final = 3
 #: Under a shim, where trees are restored, it is not allowed to make namespaces; elsewhere it is criu.
 CRIPPLED_CRIU: Final = """#!/bin/sh
 case $(tr '\\0' ' ' </proc/$PPID/cmdline) in
-*" shim restore "*) exec setpriv --bounding-set -sys_admin --inh-caps -sys_admin "{criu}" "$@" ;;
+*"shim restore "*) exec setpriv --bounding-set -sys_admin --inh-caps -sys_admin "{criu}" "$@" ;;
 *) exec "{criu}" "$@" ;;
 esac
 """

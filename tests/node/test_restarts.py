@@ -166,7 +166,7 @@ async def test_a_tree_whose_end_nobody_saw(node: Node, tmp_path: Path) -> None:
     await always.run(node, "--restart", "always")
     await failed.run(node, "--restart", "on-failure")
     await loose.run(node, "--restart", "always", "--no-pid-namespace")
-    await node.run(["pkill", "-KILL", "-f", "bare.py shim run"])
+    await node.run(["pkill", "-KILL", "-f", "bare.py .*shim run"])
     for each in (always, failed, loose):
         await each.beats(1)
         each.end(9)

@@ -123,7 +123,7 @@ async def _until_left(guest: Guest, shims: Sequence[str] = ()) -> list[str]:
                 await asyncio.sleep(0.3)
     except TimeoutError:
         pass
-    return [line for line in left if " shim restore " not in line or not shims]
+    return [line for line in left if "shim restore " not in line or not shims]
 
 
 def _row(point: str, fault: str, outcome: str, alive: int, leftovers: Sequence[str]) -> Answer:
