@@ -24,12 +24,13 @@ from phaul_client.commit import Do, Event, Phase
 from phaul_client.config import Config
 from phaul_client.coordinator import Coordinator
 from phaul_client.cork import uncork
-from phaul_client.errors import MigrationCancelled, PeerError, PhaulError, RolledBack
+from phaul_client.errors import PeerError, PhaulError
 from phaul_client.images import open_directory, relative_parent
 from phaul_client.pieces import image_pieces
-from phaul_client.status import reason_of, remedy_of
+from phaul_client.roll_back import ended_as
+from phaul_client.standing_tree import StandingTree
 from phaul_client.timeline import Step, aligned
-from phaul_client.tree import Tree, is_alive, stopped_pids
+from phaul_client.tree import is_alive, stopped_pids
 from phaul_client.tree_connections import StartGuard, TreeConnections
 from phaul_client.tree_lock import unlock_network
 from phaul_criu.child import finish
@@ -70,7 +71,7 @@ class LastStep(Coordinator):
         self._task: asyncio.Task[object] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._image_names: set[str] = set()
-        self._standing: Tree | None = None  # the tree as it stands, before it is stopped
+        self._standing = StandingTree(0)
         self._connections = TreeConnections()
         self.cargo = settings.cargo or Cargo(case.remote)
         self.pause_seconds: float | None = None
@@ -107,6 +108,7 @@ class LastStep(Coordinator):
         """
         self._config = config
         self._task = asyncio.current_task()
+        self._standing = StandingTree(config.pid)
         self._directory = config.wdir / LAST_DUMP
         self._directory.mkdir(mode=0o700)
         with open_directory(self._directory) as descriptor:
@@ -120,7 +122,9 @@ class LastStep(Coordinator):
             finally:
                 self._stop_watchdog()
                 await self._connections.leave()
-                self._let_go_of_tree()
+                self._standing.close()
+                if self._tree is not None:
+                    self._tree.close()
 
     async def _options(self, descriptor: int, parent: Path | None) -> DumpOptions:
         """Of the dump; from now on the tree's connections are guarded. Before the freeze."""
@@ -212,7 +216,7 @@ class LastStep(Coordinator):
 
     async def _send_restore(self) -> Event:
         sent = time.monotonic()
-        looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look_meanwhile)
+        looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._standing.look_early)
         try:
             answer = await self._remote.restore(
                 image_files=len(self._image_names), timeout_seconds=self._settings.freeze_budget_seconds
@@ -225,24 +229,10 @@ class LastStep(Coordinator):
         self.destination_pid = answer.pid
         return Event.DESTINATION_PREPARED
 
-    def _look_meanwhile(self) -> None:
-        """While the destination builds it. It cannot change: a criu that loses hold of it is noticed later."""
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            self._look_at_tree()
-
-    def _look_at_tree(self) -> None:
-        """Raises `ProcessLookupError`, `FileNotFoundError`."""
-        assert self._config is not None
-        if self._standing is None:
-            self._standing = Tree.below(self._config.pid)
-        self._standing.identities()
-
     def _stop_tree(self) -> Event:
         """No await in here: between the look at criu and the commit nothing may happen."""
         try:
-            self._look_at_tree()
-            self._tree, self._standing = self._standing, None
-            assert self._tree is not None
+            self._tree = self._standing.take()
             self._tree.stop(self._stopped_before)
             self._journal.note(tree=self._tree.identities())
         except (ProcessLookupError, FileNotFoundError) as exc:
@@ -253,11 +243,6 @@ class LastStep(Coordinator):
         if self._stop_wanted is not None:  # its cancellation has not arrived yet, and must not arrive after this
             return self._stop_wanted
         return Event.TREE_STOPPED
-
-    def _let_go_of_tree(self) -> None:
-        for tree in (self._tree, self._standing):
-            if tree is not None:
-                tree.close()
 
     def _failed(self, cause: BaseException) -> Event:
         self._cause = cause
@@ -286,7 +271,8 @@ class LastStep(Coordinator):
         if self._phase in (*commit.IN_DOUBT, Phase.PREFLIGHT, *commit.FINAL):
             raise error  # stopped, until somebody knows; or nothing has begun, or it is over already
         await finish(self._roll_back(error))
-        raise self._end(error) from error
+        budget = self._settings.freeze_budget_seconds
+        raise ended_as(self._migration_id, self._cause or error, self._stop_wanted, budget) from error
 
     async def _roll_back(self, error: BaseException) -> None:
         self._connections.unlock()  # criu has let go of the connections
@@ -297,19 +283,3 @@ class LastStep(Coordinator):
         finally:  # whatever becomes of that, nothing was committed: the tree must not stay stopped
             await self._resume_tree()
         await self.fire(Event.TREE_RESUMED)
-
-    def _end(self, error: BaseException) -> BaseException:
-        if self._stop_wanted is Event.CANCELLED:
-            return MigrationCancelled(self._migration_id)
-        cause = self._cause or error
-        if self._stop_wanted is Event.DEADLINE_PASSED:
-            budget = self._settings.freeze_budget_seconds
-            return RolledBack(
-                self._migration_id,
-                f"the tree stood still for more than {budget:g} s and runs on here",
-                reason="DEADLINE_EXCEEDED",
-                remedy="a larger --freeze-budget, a faster link, or pre-copy",
-            )
-        if isinstance(cause, asyncio.CancelledError):
-            return cause
-        return RolledBack(self._migration_id, str(cause), reason=reason_of(cause), remedy=remedy_of(cause))
