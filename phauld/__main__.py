@@ -15,7 +15,7 @@ from phaul_client.errors import PhaulError
 from phaul_criu.errors import CriuError
 from phauld import logs
 from phauld.config import ENVIRONMENT_PREFIX, BadSetting, load_config
-from phauld.node import phaul_version
+from phauld.version import phaul_version
 
 EXIT_CONFIGURATION: Final = 78  # EX_CONFIG of sysexits.h: systemd does not restart on it
 EXIT_FAILURE: Final = 1
@@ -83,9 +83,9 @@ def main() -> None:
     logs.set_up(config.log_level, config.log_format)
     faulthandler.enable()  # systemd's watchdog sends SIGABRT: the journal then says where each thread was
     sys.setswitchinterval(SWITCH_SECONDS)
-    from phauld.server import serve
-
     try:
+        from phauld.server import serve  # it needs pycriu
+
         asyncio.run(serve(config))
     except (PhaulError, CriuError, OSError) as exc:
         _complain(exc)

@@ -6,7 +6,6 @@ import platform
 import shutil
 import socket
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +25,7 @@ from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
 from phauld.guard import Guard
 from phauld.sync_records import SyncRecords
+from phauld.version import phaul_version
 
 API_FEATURES: Final = (
     *NEEDED,
@@ -138,14 +138,6 @@ class Node:
             return ""
         found = self.guard.kernel_tls_found
         return "the kernel" if found.works else f"phaul: {found.why}"
-
-
-def phaul_version() -> str:
-    """The version of phaul that is installed."""
-    try:
-        return metadata.version("phaul")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"
 
 
 def memory_available_bytes() -> int:

@@ -114,6 +114,10 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self, request: node_pb2.StopWorkloadRequest, context: Context
     ) -> node_pb2.StopWorkloadResponse:
         grace = convert.seconds_of(request.grace) if request.HasField("grace") else DEFAULT_GRACE_SECONDS
+        if grace < 0:
+            raise InvalidRequest(f"grace: {grace:g} s is less than nothing")
+        if not 0 <= request.signal < signal.NSIG:
+            raise InvalidRequest(f"signal: there is no signal {request.signal}")
         ended = await self._workloads.stop(request.name, request.signal or signal.SIGTERM, grace)
         return node_pb2.StopWorkloadResponse(workload=_message(ended))
 
@@ -151,7 +155,7 @@ def _check(finding: Finding) -> node_pb2.Check:
     return node_pb2.Check(
         code=finding.name,
         ok=finding.ok,
-        severity=_SEVERITIES[finding.severity],
+        severity=types_pb2.SEVERITY_INFO if finding.ok else _SEVERITIES[finding.severity],
         message=finding.detail,
         remedy=finding.remedy,
     )

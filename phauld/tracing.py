@@ -17,8 +17,9 @@ import grpc
 from phaul.v1 import types_pb2
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.errors import InvalidRequest
-from phauld.node import Node, phaul_version
+from phauld.node import Node
 from phauld.observer import Observer
+from phauld.version import phaul_version
 
 try:
     from opentelemetry import propagate, trace

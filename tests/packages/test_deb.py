@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 
 from phaul_client.cli.app import phaul
-from phauld.node import phaul_version
+from phauld.version import phaul_version
 from tests.packages.builds import ROOT, TREES, VICTIM, build, run
 from tests.packages.clean import background, clean_debian, cut_off, files, typed
 from tests.systemd.machines import SHARED, Machine, boot, missing, until

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from phauld.node import phaul_version
+from phauld.version import phaul_version
 from tests.nodes import Node, Nodes, two_nodes, until
 from tests.packages.builds import ROOT, VICTIM, environment, files_of_the_project, run, tool, with_criu
 from tests.victims.heartbeat import read_beats

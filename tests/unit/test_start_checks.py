@@ -184,6 +184,16 @@ def test_phauld_ends_with_78_if_the_criu_that_it_was_told_is_none(directories: d
     assert "Traceback" not in ended.stderr
 
 
+def test_phauld_without_pycriu_says_so(directories: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "pycriu.py").write_text("raise ImportError\n")  # stands before the real one
+    without = {"PYTHONPATH": str(tmp_path)}
+    ended = phauld(*flags(directories), **without)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (EXIT_FAILURE, 2), ended.stderr
+    assert "pycriu) are missing" in ended.stderr
+    assert "remedy: run scripts/setup" in ended.stderr
+    assert phauld("--version", **without).returncode == phauld("--help", **without).returncode == 0
+
+
 def test_phauld_ends_with_1_if_its_port_is_taken(directories: dict[str, Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ended = phauld(*flags(directories), "--data-port", taken.getsockname()[1])
