@@ -94,9 +94,18 @@ def reason_of(error: BaseException) -> str:
     return "INTERNAL"
 
 
+def text_of(error: BaseException) -> str:
+    """An error for people: the system's own without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
 def remedy_of(error: BaseException) -> str:
     """What to do about an error; empty if there is nothing to say."""
-    return error.remedy if isinstance(error, PhaulError | criu_errors.CriuError) else ""
+    if isinstance(error, PhaulError | criu_errors.CriuError):
+        return error.remedy
+    return "make room on the disks of state_dir, images_dir and log_dir" if reason_of(error) == "NO_SPACE" else ""
 
 
 def log_tail_of(error: BaseException) -> str:
@@ -110,7 +119,7 @@ def to_status(error: BaseException) -> grpc.Status:
     """The status for an error. Reasons without a code of their own mean a wrong state: FAILED_PRECONDITION."""
     reason = reason_of(error)
     status = status_pb2.Status(code=_CODES.get(reason, code_pb2.FAILED_PRECONDITION))
-    status.message = _cut(str(error), slice(MAX_MESSAGE_BYTES))
+    status.message = _cut(text_of(error), slice(MAX_MESSAGE_BYTES))
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
     if remedy := remedy_of(error):
         info.metadata["remedy"] = _cut(remedy, slice(MAX_REMEDY_BYTES))

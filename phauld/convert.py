@@ -15,7 +15,7 @@ from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_client.pipe_choice import COMPRESSION_VALUES, PipeChoice
 from phaul_client.policy import Iterate, Verdict
 from phaul_client.rounds import PAGE_SIZE_BYTES, usable
-from phaul_client.status import log_tail_of, reason_of, remedy_of
+from phaul_client.status import log_tail_of, reason_of, remedy_of, text_of
 from phaul_criu.stats import DumpStats
 from phauld import session
 from phauld.restart_policy import Attempts, Restart, When
@@ -58,7 +58,7 @@ def failure(error: BaseException) -> types_pb2.Failure:
     """An error as a record of it. A reason that only a newer peer knows is UNSPECIFIED."""
     return types_pb2.Failure(
         reason=_REASONS.get(reason_of(error), types_pb2.ERROR_REASON_UNSPECIFIED),
-        message=str(error),
+        message=text_of(error),
         remedy=remedy_of(error),
         log_tail=log_tail_of(error).splitlines()[-LOG_TAIL_LINES:],
     )

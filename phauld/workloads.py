@@ -182,8 +182,7 @@ class Workloads:
                 remedy=f"phaul cancel {workload.leaving}, or stop it where it arrives",
             )
         if workload.is_present and not is_moving:
-            with contextlib.suppress(FileNotFoundError):  # dropped in this moment
-                write_json(str(workload.directory), "stopped.json", {"at": time.time()})
+            self._note_stop(workload)
             workload = self.get(name)
         while workload.state in ("starting", "ending"):  # a moment, or as long as a migration
             await asyncio.sleep(POLL_SECONDS)
@@ -199,6 +198,16 @@ class Workloads:
             with contextlib.suppress(ProcessLookupError, InvalidRequest):  # it has ended in this moment
                 self.send_signal(name, signal.SIGKILL)
         return await self.wait(name)
+
+    def _note_stop(self, workload: Workload) -> None:
+        """Nobody starts it again. Raises `OSError` if that could not be written down, and somebody would."""
+        try:
+            write_json(str(workload.directory), "stopped.json", {"at": time.time()})
+        except FileNotFoundError:
+            pass  # dropped in this moment
+        except OSError:
+            if workload.spec.restart != NEVER:
+                raise
 
     def send_signal(self, name: str, number: int) -> None:
         """Signal the root of a tree; killing the root of a PID namespace ends the tree. Raises `WorkloadNotFound`."""

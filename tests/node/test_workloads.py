@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from phaul_client.errors import InvalidRequest, PhaulError, WorkloadExists, Work
 from phaul_criu.install import find_binary
 from phaul_criu.swrk import Swrk
 from phauld import record_files, restore_slot, shims
+from phauld.restart_policy import NEVER, Restart, When
 from phauld.workload_records import Workload
 from phauld.workload_spec import WorkloadSpec
 from phauld.workloads import Workloads
@@ -324,6 +326,24 @@ async def test_a_workload_outlives_the_daemon_and_is_found_again(tmp_path: Path,
     ended = await again.wait("web")
     assert (ended.state, ended.exit_code) == ("exited", 9)
     await again.close()
+
+
+@pytest.mark.parametrize("policy", [NEVER, Restart(when=When.ALWAYS)], ids=["no", "always"])
+async def test_a_full_disk_keeps_nothing_running_that_nobody_would_start_again(
+    workloads: Workloads, monkeypatch: pytest.MonkeyPatch, policy: Restart
+) -> None:
+    await workloads.run(spec(workloads, "sleep", "100", restart=policy))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("phauld.workloads.write_json", full)
+    if policy == NEVER:
+        assert (await workloads.stop("web", signal.SIGKILL, 10)).signal == signal.SIGKILL
+        return
+    with pytest.raises(OSError, match="No space left"):
+        await workloads.stop("web", signal.SIGKILL, 10)
+    assert workloads.get("web").state == "running"
 
 
 async def test_a_record_that_no_shim_ever_took_up_does_not_block_its_name(

@@ -123,6 +123,24 @@ def test_codes(error: BaseException, reason: str, code: grpc.StatusCode) -> None
     assert to_status(error).code is code
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EACCES, "Permission denied", "/srv/x"), "/srv/x: Permission denied"),
+        (OSError("the journal is damaged"), "the journal is damaged"),
+        (errors.InvalidRequest("x"), "x"),
+    ],
+)
+def test_errors_of_the_system_are_told_without_their_number(error: BaseException, says: str) -> None:
+    assert to_status(error).details == convert.failure(error).message == says
+
+
+def test_a_full_disk_has_a_remedy() -> None:
+    full = to_status(OSError(errno.ENOSPC, "No space left on device"))
+    assert "make room" in received(full).remedy
+
+
 def test_only_what_passes_by_itself_says_when_to_try_again() -> None:
     def retry_seconds(error: BaseException) -> list[float]:
         found = []
