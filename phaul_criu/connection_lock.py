@@ -19,6 +19,9 @@ from phaul_criu.nftables import open_netfilter, transact
 _TYPE_PORT: Final = 13  # nft's number of the type inet_service
 
 
+_RESETS: Final = (b"\x04", b"\x14")  #: The flags of a segment: RST, RST and ACK.
+
+
 class _Part(NamedTuple):
     """The address in a key of a set."""
 
@@ -64,6 +67,16 @@ class ConnectionLock:
         self._send([*self._update(pids), *_rules(self._table)])
         return len(self._keys)
 
+    def hold_resets(self, connections: Iterable[Connection]) -> None:
+        """Drop the resets that this node sends in these, of which one end may not be there yet. Raises `OSError`."""
+        keys = {_key(each) for each in connections}
+        elements = [
+            message
+            for name in _SETS
+            for message in nft_messages.new_elements(self._table, name, [key for where, key in keys if where == name])
+        ]
+        self._send([*elements, *_reset_rules(self._table)])
+
     def _update(self, pids: Iterable[int]) -> list[bytes]:
         """What is to be told of the connections that they hold now."""
         keys = {_key(each) for each in connections_of(pids)}
@@ -102,6 +115,20 @@ def _sets(table: str) -> list[bytes]:
     for number, (name, part) in enumerate(_SETS.items(), start=1):
         key_type = part.type << 18 | _TYPE_PORT << 12 | part.type << 6 | _TYPE_PORT
         messages.append(nft_messages.new_set(table, name, number, key_type, 2 * (part.length + 4)))
+    return messages
+
+
+def _reset_rules(table: str) -> list[bytes]:
+    """Resets of the connections in the sets are dropped on their way out."""
+    messages = [nft_messages.new_chain(table, "out", HOOK_OUTPUT)]
+    for name, part in _SETS.items():
+        sender = ((False, part.source, part.length), (True, 0, 2))
+        receiver = ((False, part.source + part.length, part.length), (True, 2, 2))
+        protocols = (*nft_messages.network_is(part.network), *nft_messages.transport_is(socket.IPPROTO_TCP))
+        for flags in _RESETS:
+            resets = (*protocols, *nft_messages.part_is(True, 13, flags))
+            matches = (*resets, *nft_messages.parts_in_set(name, (*sender, *receiver)))
+            messages.append(nft_messages.new_rule(table, "out", *matches, nft_messages.verdict(DROP)))
     return messages
 
 

@@ -16,7 +16,10 @@ from typing import Any
 from phaul_client.errors import ImageCorrupt
 from phaul_client.tree import identity
 from phaul_criu.child import finish
+from phaul_criu.connection_lock import ConnectionLock
+from phaul_criu.connections import Connection
 from phaul_criu.criu import Criu
+from phaul_criu.inner_connections import inner_connections
 from phaul_criu.swrk import Notification, Swrk
 from phaul_criu.timers import rearm
 from phauld import stuck_criu, unattended
@@ -58,6 +61,7 @@ class Restoring:
         self._holder: dict[str, Any] = {}  # and of the criu that holds it
         self._running: asyncio.Task[None] | None = None
         self._released: asyncio.Future[None] | None = None
+        self._quiet: ConnectionLock | None = None
         self._watching: asyncio.Task[None] | None = None  # a criu that may be stuck
 
     def remember(self, entry: IncomingEntry) -> None:
@@ -104,6 +108,7 @@ class Restoring:
         try:
             options = dataclasses.replace(self._incoming.restore, images_dir_fd=images_fd)
             _rearm_timers(images)
+            self._hold_resets(images)
             await self._around.hold()
             if (container := self._around.container) is not None:
                 options = container.restore_options(options)
@@ -119,7 +124,25 @@ class Restoring:
             self._course.tell(Event.TREE_LOST, exc)
         finally:
             os.close(images_fd)
+            self._let_resets()
             await self._around.leave_container()
+
+    def _hold_resets(self, images: Path) -> None:
+        """While criu makes one end of a connection after the other, no end is told that there is no other."""
+        if not self._incoming.restore.tcp_established or self._around.container is not None:
+            return
+        if connections := _inner_connections(images):
+            try:
+                self._quiet = ConnectionLock.open("phaul_restore_" + self._incoming.migration_id.replace("-", "_"))
+                self._quiet.hold_resets(connections)
+            except OSError as exc:
+                logger.warning("resets are not held back migration_id=%s error=%s", self._incoming.migration_id, exc)
+
+    def _let_resets(self) -> None:
+        """All ends are there, or none will be. What cannot be undone ends with phauld."""
+        quiet, self._quiet = self._quiet, None
+        if quiet is not None:
+            quiet.close()
 
     async def _notified(self, notification: Notification) -> None:
         match notification.name:
@@ -154,6 +177,7 @@ class Restoring:
         self.slot.release()
         self._course.mark("journal: committing")
         await self._around.show()
+        self._let_resets()
         self._filling.make_way()
         self._released.set_result(None)
         self._watch_criu()
@@ -205,6 +229,16 @@ class Restoring:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
+
+
+def _inner_connections(images: Path) -> set[Connection]:
+    """Raises `OSError`, `ImageCorrupt`."""
+    try:
+        return inner_connections((images / "files.img").read_bytes())
+    except FileNotFoundError:
+        return set()
+    except ValueError as exc:
+        raise ImageCorrupt(str(exc)) from exc
 
 
 def _rearm_timers(images: Path) -> None:

@@ -1,4 +1,4 @@
-"""What ties a tree to its node, and shows only where the destination is another one: told beforehand, by name."""
+"""What shows only where the destination is another node: ends of connections that stay, and ends that come along."""
 
 from __future__ import annotations
 
@@ -36,6 +36,39 @@ while True:
         time.sleep(0.02)
     else:
         time.sleep(100)
+"""
+
+
+#: Connections between two processes, all of them full both ways; at a signal all must come out that went in.
+FULL: Final = """
+import os, signal, socket
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+server = socket.create_server(("::1", 7001), family=socket.AF_INET6)
+clients = [socket.create_connection(("::1", 7001)) for _ in range(8)]
+accepted = [server.accept()[0] for _ in clients]
+def fill(ends):
+    counts = []
+    for end in ends:
+        end.setblocking(False)
+        counts.append(0)
+        try:
+            while True: counts[-1] += end.send(bytes(65536))
+        except BlockingIOError:
+            end.setblocking(True)
+    return counts
+sent, answered = fill(clients), fill(accepted)
+child = os.fork()
+for end in accepted if child else clients:
+    end.close()
+if child:
+    print("full", flush=True)
+signal.sigwait([signal.SIGUSR1])
+if child:
+    os.kill(child, signal.SIGUSR1)
+for end, count in zip(clients, answered) if child else zip(accepted, sent):
+    while count: count -= len(end.recv(count))
+if child:
+    print("empty" if os.waitpid(child, 0)[1] == 0 else "broken", flush=True)
 """
 
 
@@ -86,3 +119,19 @@ async def test_the_other_end_of_a_connection_of_the_loopback_interface(daemons: 
         assert status == 0, report
         await ask(b)
         await says(b, ["connected", "hello"])
+
+
+async def test_full_connections_within_the_tree(daemons: Nodes) -> None:
+    """criu makes their ends one after the other, and what the first sends is answered by a reset for want of the
+    second.
+    """
+    a, b, _ = daemons
+    await start(a, FULL)
+    await says(a, ["full"])
+
+    status, report = await migrate(a, "program", b, "--tcp", "keep")
+
+    assert status == 0, report
+    assert "phaul_restore" not in (await b.run(["nft", "list", "tables"])).stdout
+    await ask(b)
+    await says(b, ["full", "empty"])
