@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from phaul.v1 import types_pb2
 from phaul_client import errors
 from phaul_client.errors import PeerError, PeerRefused, PeerUnavailable, PhaulError
-from phaul_client.status import from_rpc_error, reason_of, to_status
+from phaul_client.status import from_rpc_error, reason_of, remedy_of, text_of, to_status
 from phaul_criu import errors as criu_errors
 from phaul_criu.errors import CriuDied, CriuError
 from phauld import convert
@@ -81,9 +81,9 @@ def test_a_round_trip_keeps_reason_remedy_and_log(error: BaseException) -> None:
     assert isinstance(there, PeerRefused)
     assert there.peer == "node-b:7707"
     assert there.reason == reason_of(error)
-    assert there.remedy == getattr(error, "remedy", "")
+    assert there.remedy == remedy_of(error)
     assert there.log_tail == getattr(error, "log_tail", "")
-    assert str(there) == f"node-b:7707: {error}"
+    assert str(there) == f"node-b:7707: {text_of(error)}"
     twice = received(to_status(there), "node-c:7707")  # a daemon tells its caller what the other one said
     assert (twice.reason, twice.remedy, twice.log_tail) == (there.reason, there.remedy, there.log_tail)
 
@@ -93,7 +93,7 @@ def test_every_reason_is_in_the_api_with_the_code_that_it_promises(error: BaseEx
     value = types_pb2.ErrorReason.Value(f"ERROR_REASON_{reason_of(error)}")
     assert value != types_pb2.ERROR_REASON_UNSPECIFIED
     assert convert.failure(error).reason == value
-    assert convert.failure(error).message == str(error)
+    assert convert.failure(error).message == text_of(error)
 
 
 @pytest.mark.parametrize(
