@@ -72,7 +72,7 @@ async def test_a_port_that_is_taken_is_told_before_anything_is_served(nodes: Nod
     done = await nodes.a.run([nodes.a.programs / "phauld", *words], check=False)
     assert done.returncode == 1
     said = done.stderr
-    assert f"cannot serve HTTP on {HTTP}: Address already in use" in said
+    assert f"cannot listen on {HTTP}: Address already in use" in said
     assert "Traceback" not in said
     assert not (nodes.a.root / "run/other.sock").exists()
 
