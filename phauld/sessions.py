@@ -73,7 +73,9 @@ class Sessions:
 
     async def recover(self) -> None:
         """Bring to their end those that an earlier phauld left."""
-        for entry in await self._journal.unfinished_incoming():
+        unfinished = await self._journal.unfinished_incoming()
+        await self._host.workloads.discard_slots(but={entry.detail.get("record", "") for entry in unfinished})
+        for entry in unfinished:
             logger.warning("recovering session migration_id=%s phase=%s", entry.migration_id, entry.phase)
             found = self._from_journal(entry)
             self._known[entry.migration_id] = found

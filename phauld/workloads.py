@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -143,6 +143,11 @@ class Workloads:
     def found_slot(self, directory: Path) -> RestoreSlot:
         """What an earlier phauld had begun to restore in `directory`."""
         return RestoreSlot(self.records, directory, None, None)
+
+    async def discard_slots(self, but: Collection[str]) -> None:
+        """Those of an earlier phauld that was killed before its journal knew of them: nothing in them ever ran."""
+        left = [each.directory for each in self.records if each.brought_by and each.state in ("starting", "never-ran")]
+        await asyncio.gather(*(self.found_slot(each).discard() for each in left if str(each) not in but))
 
     async def wait(self, name: str) -> Workload:
         """Wait until the tree has ended for good (or moved away); its last record. Raises `WorkloadNotFound`."""

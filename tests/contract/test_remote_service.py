@@ -229,6 +229,21 @@ async def test_a_restarted_phauld_aborts_what_was_open(tmp_path: Path) -> None:
         assert again.is_clean()
 
 
+async def test_a_restarted_phauld_forgets_a_slot_of_which_its_journal_never_heard(tmp_path: Path) -> None:
+    """The one before was killed between the two."""
+    async with destination(tmp_path / "node-b") as there:
+        spec = WorkloadSpec(name="web", argv=())
+        workloads = there.service._sessions._host.workloads
+        slot = await workloads.restore_under_shim(spec, there.directory / "criu", migration_id="move")
+        async with asyncio.timeout(10):
+            while not (slot.directory / "shim.json").exists():  # noqa: ASYNC110 (it is another process)
+                await asyncio.sleep(0.01)
+        slot.take_swrk().close()
+        assert len(there.records) == 1
+    async with destination(tmp_path / "node-b") as again:
+        assert again.records == []
+
+
 async def die(session: Session) -> None:
     """What is left of a session of a phauld that is killed: its files. The kernel closes what it had open."""
     assert session.course._lease is not None
