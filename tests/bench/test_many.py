@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,16 @@ THREADS: Final = (10, 100, 500)
 PLACE: Final = Path("/run/many")  #: in each node's own memory: a lock cannot be had twice
 #: What phaul finds out by itself.
 OPTIONS: Final = {"processes": ("--file-locks",), "threads": ()}
+
+
+@pytest.fixture(autouse=True)
+def many_watches() -> Iterator[None]:
+    """Both nodes share one kernel: for a moment there are two of each process, each with its watch."""
+    limit = Path("/proc/sys/fs/inotify/max_user_instances")
+    before = limit.read_text()
+    limit.write_text(str(max(1024, int(before))))
+    yield
+    limit.write_text(before)
 
 
 @dataclass(slots=True)
