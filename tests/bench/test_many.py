@@ -3,9 +3,10 @@
     ./check bench -k many [--quick] [--json FILE]
 
 The programs are those of the workloads (tests/workloads/programs): a token goes round between the processes, by pipes,
-sockets and eventfds, and each has a lock, a timer, a watch, a deleted file of its own, and all the ends that it was
-forked with. They ask themselves whether everything still works, and tell the longest gap that they saw. phaul and the
-criu command take turns; beside the pause is what each step took, from phaul's report.
+sockets and eventfds, and each has a lock, a timer, a watch and a deleted file of its own. Once all of them have also
+the ends of all others, as the 50 processes of the workloads do. They ask themselves whether everything still works, and
+tell the longest gap that they saw. phaul and the criu command take turns; beside the pause is what each step took, from
+phaul's report.
 """
 
 from __future__ import annotations
@@ -23,18 +24,29 @@ from typing import Any, Final
 
 import pytest
 
+from tests.bench.test_pause import large_pipes
 from tests.by_hand import MovedByHand, move_by_hand, start_tree
 from tests.need import need
 from tests.nodes import Nodes, two_nodes, until
 
+__all__ = ["large_pipes"]  # a fixture
+
 pytestmark = [pytest.mark.bench, pytest.mark.criu, pytest.mark.timeout(900)]
 
 PROGRAMS: Final = Path(__file__).parents[1] / "workloads/programs"
-PROCESSES: Final = (10, 50, 200)
-THREADS: Final = (10, 100, 500)
+CASES: Final = (
+    *(("processes", count) for count in (10, 50, 200)),
+    ("processes with all ends", 50),
+    *(("threads", count) for count in (10, 100, 500)),
+)
+MODES: Final = {
+    "eager": ("--mode", "stop-copy", "--restore", "eager"),
+    "lazy": ("--mode", "stop-copy", "--restore", "lazy"),
+    "post-copy": ("--mode", "post-copy", "--restore", "lazy"),
+}
 PLACE: Final = Path("/run/many")  #: in each node's own memory: a lock cannot be had twice
 #: What phaul finds out by itself.
-OPTIONS: Final = {"processes": ("--file-locks",), "threads": ()}
+OPTIONS: Final = {"processes": ("--file-locks",), "processes with all ends": ("--file-locks",), "threads": ()}
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +71,9 @@ class Figures:
         return {name: round(statistics.median(took) * 1000, 1) for name, took in self.steps.items()}
 
 
-@pytest.mark.parametrize("restore", ["eager", "lazy"])
-@pytest.mark.parametrize(
-    ("kind", "count"), [*(("processes", count) for count in PROCESSES), *(("threads", count) for count in THREADS)]
-)
+@pytest.mark.usefixtures("large_pipes")
+@pytest.mark.parametrize("restore", MODES)
+@pytest.mark.parametrize(("kind", "count"), CASES)
 async def test_many(
     kind: str, count: int, restore: str, tmp_path: Path, json_report: dict[str, Any], quick: bool
 ) -> None:
@@ -99,8 +110,9 @@ async def test_many(
 
 def _program(kind: str, count: int, directory: Path) -> list[str]:
     beats = str(PLACE / "beats")
-    if kind == "processes":
-        return [sys.executable, "-I", "-S", str(PROGRAMS / "tree.py"), beats, str(count)]
+    if kind != "threads":
+        own = ["own"] if kind == "processes" else []
+        return [sys.executable, "-I", "-S", str(PROGRAMS / "tree.py"), beats, str(count), *own]
     program = directory / "threads"
     if not program.exists():
         compiler = ["gcc", "-O1", "-pthread", "-o", str(program), str(PROGRAMS / "threads.c")]
@@ -115,7 +127,7 @@ async def _by_phaul(
     await nodes.a.phaul("run", "--name", "many", "--cwd", str(PLACE), "--", *argv, check=True)
     await _works(places[0])
     shutil.copytree(*places, dirs_exist_ok=True)
-    options = ("--mode", "stop-copy", "--restore", restore, "--json")
+    options = (*(MODES[restore]), "--json")
     moved = await nodes.a.phaul("migrate", "many", "--to", nodes.b.address, *options)
     assert moved.returncode == 0, moved.stdout + moved.stderr
     await _works(places[1])

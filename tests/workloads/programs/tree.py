@@ -1,8 +1,9 @@
 """A tree of processes that keeps asking itself whether everything still works.
 
-    tree.py BEATS_FILE [PROCESSES]
+    tree.py BEATS_FILE [PROCESSES [own]]
 
 Until SIGTERM; the file's last line says how far, the longest gap in ms, and PASS or why not. 50 if not said otherwise.
+Each has all the ends that it was forked with, 88 of them for 50; `own`: only those that it uses.
 
 A token goes round through all of them: by pipes, unix stream pairs, unix datagram pairs and eventfds in turn. Every
 process waits for it with epoll, has a timerfd that ticks, a watch of inotify on a file that the first one writes, a
@@ -69,9 +70,18 @@ class Timer:
         assert libc.timerfd_settime(self.fd, 0, every, None) == 0
 
 
+def keep_own(number: int, ends: list[tuple[int, int]]) -> None:
+    """Only with `own`."""
+    used = {ends[number][0], ends[(number + 1) % PROCESSES][1]}
+    if sys.argv[3:] == ["own"]:
+        for descriptor in {each for pair in ends for each in pair} - used:
+            os.close(descriptor)
+
+
 def member(number: int, ends: list[tuple[int, int]], shared: mmap.mmap, directory: str) -> None:
     """One process; it fails by an exception, which ends the token's round."""
     here, there = ends[number][0], ends[(number + 1) % PROCESSES][1]
+    keep_own(number, ends)
     timer = Timer()
     notify = libc.inotify_init1(os.O_NONBLOCK)
     assert libc.inotify_add_watch(notify, directory.encode() + b"/watched", 2) >= 0  # IN_MODIFY
@@ -180,6 +190,7 @@ def main() -> int:
             finally:
                 os._exit(1)
         children.append(pid)
+    keep_own(0, ends)
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     wrong = first(ends, shared, directory, beats)
     for pid in children:
