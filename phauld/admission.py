@@ -14,14 +14,14 @@ from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_client.modes import Mode
 from phaul_client.pipe import PipeTls
 from phauld import convert, placement
-from phauld.container_place import ContainerPlace
+from phauld.containers.place import ContainerPlace
+from phauld.containers.podman_place import place_of
 from phauld.guard import CALLER
 from phauld.incoming_spec import Incoming
 from phauld.node import Node, memory_available_bytes
 from phauld.options import parse_options, restore_options
 from phauld.page_stream import PipeTerms
 from phauld.placement import Promise
-from phauld.podman_place import place_of
 from phauld.workload_spec import WorkloadSpec
 
 logger = logging.getLogger(__name__)

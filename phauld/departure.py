@@ -17,8 +17,9 @@ from phaul_client.modes import NodeCapabilities, Wish
 from phaul_client.pipe_choice import is_loopback
 from phaul_client.preflight import ChosenOptions
 from phaul_client.remote import GrpcRemote
-from phauld import convert, podman_runtime
-from phauld.container_checks import container_problem
+from phauld import convert
+from phauld.containers import podman_runtime
+from phauld.containers.checks import container_problem
 from phauld.decision import WITH_ROUNDS, Asked, Decision, Way, decide
 from phauld.freezer import CannotFreeze, find_cgroup
 from phauld.node import Node, may_exceed_pipe_size, pipe_max_size_bytes, resident_bytes

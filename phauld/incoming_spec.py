@@ -8,11 +8,11 @@ from pathlib import Path
 from phaul_client.addresses import Address, parse_address
 from phaul_client.hooks import Hook, parse_hook
 from phaul_criu.requests import RestoreOptions
-from phauld.container_place import ContainerPlace
+from phauld.containers.place import ContainerPlace
+from phauld.containers.podman_place import place_from_journal
 from phauld.journal import IncomingEntry
 from phauld.page_stream import PipeTerms
 from phauld.placement import Promise
-from phauld.podman_place import place_from_journal
 from phauld.restart_policy import NO_ATTEMPTS, Attempts
 from phauld.workload_spec import WorkloadSpec
 

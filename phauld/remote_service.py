@@ -17,7 +17,7 @@ from phaul_client.pipe_choice import Compression
 from phaul_client.timeline import steps_since
 from phauld import convert, session
 from phauld.admission import Admission, Terms
-from phauld.container_checks import check_place
+from phauld.containers.checks import check_place
 from phauld.dataport import DataPort
 from phauld.incoming import Session
 from phauld.journal import Journal

@@ -1,7 +1,8 @@
 """A container of podman's: what podman knows of it, whether it can move, an archive by which another podman takes it.
 
 podman itself writes and reads that archive (`podman container checkpoint --export`, `restore --import`); only the
-runtime that it calls meanwhile is a stand-in of phaul's (phauld/podman_runtime.py), so criu's part is left to phaul.
+runtime that it calls meanwhile is a stand-in of phaul's (phauld/containers/podman_runtime.py), so criu's part is
+left to phaul.
 """
 
 from __future__ import annotations

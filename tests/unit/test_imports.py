@@ -66,6 +66,9 @@ PURE: Final = frozenset(
     }
 )
 
+#: packages of phauld, and what else of phauld each may import
+SELF_CONTAINED: Final = {"phauld.containers": frozenset({"phauld.proc", "phauld.whole_files"})}
+
 
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -110,6 +113,15 @@ SOURCES: Final = sources()
 def test_imports_point_down(module: str) -> None:
     path = SOURCES[module]
     assert upward_edges(module, imported(module, path.read_text(), path.name == "__init__.py")) == []
+
+
+@pytest.mark.parametrize("package", SELF_CONTAINED)
+def test_packages_of_the_daemon_know_little_of_it(package: str) -> None:
+    inside = {name for name in SOURCES if name == package or name.startswith(f"{package}.")}
+    names = {name for module in inside for name in imported(module, SOURCES[module].read_text())}
+    others = {name for name in names & SOURCES.keys() - inside if name.startswith("phauld.")}
+    assert inside
+    assert others <= SELF_CONTAINED[package]
 
 
 @pytest.mark.parametrize("module", sorted(PURE & SOURCES.keys()))

@@ -15,7 +15,7 @@ from phaul_client.containers.podman import podman
 from phaul_client.containers.programs import ip
 from phaul_client.containers.runtimes import ContainerName, Runtime
 from phaul_client.errors import PhaulError, WorkloadExists
-from phauld.container_cgroups import hierarchies
+from phauld.containers.cgroups import hierarchies
 
 _INTERFACE_BYTES: Final = 15
 

@@ -31,9 +31,9 @@ from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_client.tree import wait_until_gone
 from phaul_criu import child
 from phaul_criu.requests import InheritFd, RestoreOptions
-from phauld.container_cgroups import cgroups_of, join, mounts
-from phauld.container_checks import check_container
-from phauld.container_files import unpack
+from phauld.containers.cgroups import cgroups_of, join, mounts
+from phauld.containers.checks import check_container
+from phauld.containers.files import unpack
 from phauld.proc import start_ticks
 from phauld.whole_files import write_json
 

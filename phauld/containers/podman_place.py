@@ -32,12 +32,12 @@ from phaul_client.containers.podman import (
 from phaul_client.containers.programs import command, ip
 from phaul_client.errors import InvalidRequest, PhaulError
 from phaul_criu.requests import InheritFd, RestoreOptions
-from phauld import podman_runtime
-from phauld.container_cgroups import join
-from phauld.container_checks import called, check_podman
-from phauld.container_place import UNFINISHED_SECONDS, ContainerPlace
-from phauld.stand_in import StandIn, listen
-from phauld.unheard import let_speak, unheard
+from phauld.containers import podman_runtime
+from phauld.containers.cgroups import join
+from phauld.containers.checks import called, check_podman
+from phauld.containers.place import UNFINISHED_SECONDS, ContainerPlace
+from phauld.containers.stand_in import StandIn, listen
+from phauld.containers.unheard import let_speak, unheard
 
 logger = logging.getLogger(__name__)
 
