@@ -18,6 +18,7 @@ from typing import Final
 
 from phaul_client.config import Config
 from phaul_client.cork import uncorked
+from phaul_client.guarding import Guard, guarded
 from phaul_client.images import ImageChain, open_directory, relative_parent
 from phaul_client.local import Local, ServesPages
 from phaul_client.policy import (
@@ -57,7 +58,8 @@ class Client:
     `criu` is, if not given, the one that is found here (which raises `CriuMissing` if there is none).
     `policy` decides after every round; by default the downtime policy where the kernel can track memory, and no round
     at all where it cannot. `on_round` is called after every round. `throttle` is called before a round with the share
-    of time, in percent, for which the tree shall be held back from then on, and with 0 before the last dump.
+    of time, in percent, for which the tree shall be held back from then on, and with 0 before the last dump. `guard`
+    mends the tree if the criu of a round is killed.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Client:
         on_round: Callable[[RoundEnded], None] = lambda _: None,
         throttle: Callable[[int], Awaitable[None]] | None = None,
         external: tuple[str, ...] = (),
+        guard: Guard | None = None,
     ) -> None:
         self._local = local
         self._remote = remote
@@ -84,6 +87,7 @@ class Client:
         self._on_round = on_round
         self._throttle = throttle
         self._external = external
+        self._guard = guard
         self._chain = ImageChain(config.wdir)
 
     async def migrate(self) -> tuple[IterStats, ...]:
@@ -172,8 +176,8 @@ class Client:
                 external=self._external,
                 log_file="pre-dump.log",
             )
-            async with uncorked(self._config.memfd):
-                return await self._criu.pre_dump(options)
+            async with uncorked(self._config.memfd), guarded(self._guard, self._criu, options) as swrk:
+                return await self._criu.pre_dump(options, swrk=swrk)
 
 
 def _iter_stats(

@@ -25,14 +25,14 @@ from phaul_client.config import Config
 from phaul_client.coordinator import Coordinator
 from phaul_client.cork import uncork
 from phaul_client.errors import PeerError, PhaulError
+from phaul_client.guarding import Guard, GuardedDump
 from phaul_client.images import open_directory, relative_parent
 from phaul_client.pieces import image_pieces
 from phaul_client.roll_back import ended_as
 from phaul_client.standing_tree import StandingTree
 from phaul_client.timeline import Step, aligned
 from phaul_client.tree import is_alive, stopped_pids
-from phaul_client.tree_connections import StartGuard, TreeConnections
-from phaul_client.tree_lock import unlock_network
+from phaul_client.tree_lock import TreeLock, unlock_network
 from phaul_criu.child import finish
 from phaul_criu.errors import CriuError
 from phaul_criu.requests import DumpOptions
@@ -54,7 +54,7 @@ class Settings:
     root: Mapping[str, Any] | None = None  #: whom the PID named when it was chosen; `None`: whoever has it now
     cargo: Cargo | None = None  #: files that go with the tree
     freeze_budget_seconds: float = 60.0  #: a tree that stands still for longer is let run on
-    start_guard: StartGuard | None = None  #: of a tree whose connections are kept, should its criu be killed
+    guard: Guard | None = None  #: should criu be killed
 
 
 class LastStep(Coordinator):
@@ -72,7 +72,9 @@ class LastStep(Coordinator):
         self._watchdog: asyncio.TimerHandle | None = None
         self._image_names: set[str] = set()
         self._standing = StandingTree(0)
-        self._connections = TreeConnections()
+        self._lock = TreeLock()
+        self.guard = settings.guard
+        self._guarded = GuardedDump(case.migration_id, settings.guard)
         self.cargo = settings.cargo or Cargo(case.remote)
         self.pause_seconds: float | None = None
         self.dump_stats: DumpStats | None = None
@@ -121,13 +123,13 @@ class LastStep(Coordinator):
                 await self.unwind(exc)
             finally:
                 self._stop_watchdog()
-                await self._connections.leave()
+                self._lock.leave()
                 self._standing.close()
                 if self._tree is not None:
                     self._tree.close()
 
     async def _options(self, descriptor: int, parent: Path | None) -> DumpOptions:
-        """Of the dump; from now on the tree's connections are guarded. Before the freeze."""
+        """Of the dump, for which lock and guard are ready now. Before the freeze."""
         assert self._config is not None
         options = dataclasses.replace(
             self._settings.dump,
@@ -137,9 +139,9 @@ class LastStep(Coordinator):
             track_mem=parent is not None,
             log_file="dump.log",
         )
-        start_guard = self._settings.start_guard
-        self._connections = await TreeConnections.prepare(self._migration_id, options, start_guard)
-        return self._connections.options(options)
+        self._lock = TreeLock.prepare(self._migration_id, options)
+        await self._guarded.start()
+        return self._lock.options(options)
 
     def _check_root(self, pid: int) -> None:
         """Raises `PhaulError` PID_NOT_FOUND if the process has ended since it was chosen, and another has its PID."""
@@ -152,12 +154,14 @@ class LastStep(Coordinator):
                 self._start_watchdog()
             case "query-ext-files":  # criu holds every task of the tree and has looked at no socket yet
                 assert self._config is not None
-                await self._connections.hold(self._config.pid)
+                self._lock.lock(self._config.pid)
+                await self._guarded.note_frozen()
                 if self._page_stream is not None:
                     uncork(self._page_stream)
                 self.cargo.freeze()
             case "post-dump":
                 self._dumped_at = time.monotonic()
+                self._guarded.note_whole()
                 await self.fire(Event.TREE_FROZEN)
                 if self._phase is Phase.ROLLING_BACK:
                     raise self._cause or RuntimeError("rolled back without a cause")
@@ -183,7 +187,7 @@ class LastStep(Coordinator):
             case Do.SEND_RESTORE:
                 return await self._timed("restore", self._send_restore)
             case Do.STOP_TREE:
-                return self._stop_tree()
+                return self._stop_tree() if await self._guarded.is_whole() else self._criu_lost()
             case Do.SEND_COMMIT:
                 return await self._timed("commit", self._send_commit)
             case Do.START_DUMP | Do.KILL_TREE | Do.RESUME_TREE:
@@ -238,11 +242,14 @@ class LastStep(Coordinator):
         except (ProcessLookupError, FileNotFoundError) as exc:
             return self._failed(exc)
         if not self._tree.is_traced():
-            self._cause = CriuError("dump", "criu died with the tree in its hands")
-            return Event.CRIU_LOST
+            return self._criu_lost()
         if self._stop_wanted is not None:  # its cancellation has not arrived yet, and must not arrive after this
             return self._stop_wanted
         return Event.TREE_STOPPED
+
+    def _criu_lost(self) -> Event:
+        self._cause = CriuError("dump", "criu died with the tree in its hands")
+        return Event.CRIU_LOST
 
     def _failed(self, cause: BaseException) -> Event:
         self._cause = cause
@@ -256,7 +263,7 @@ class LastStep(Coordinator):
 
     async def _finish_kill(self) -> None:
         await self._kill_tree()
-        self._connections.unlock()
+        self._lock.unlock()
         unlock_network(self._directory)
         await self.fire(Event.TREE_KILLED)
 
@@ -275,7 +282,7 @@ class LastStep(Coordinator):
         raise ended_as(self._migration_id, self._cause or error, self._stop_wanted, budget) from error
 
     async def _roll_back(self, error: BaseException) -> None:
-        self._connections.unlock()  # criu has let go of the connections
+        self._lock.unlock()  # criu has let go of the connections
         try:
             if self._phase in commit.CANCELLABLE:
                 self._cause = self._cause or error

@@ -47,8 +47,12 @@ class CriuLocal(LastStep):
         """See `Local`. Raises `RolledBack` or `MigrationCancelled` (the tree runs on here)."""
         self._page_stream = config.memfd
         async with self._under_way(config) as descriptor:
-            options = await self._options(descriptor, last_client_images_path)
-            await self._dump(criu, dataclasses.replace(options, page_server_fd=config.memfd))
+            try:
+                options = await self._options(descriptor, last_client_images_path)
+                await self._dump(criu, dataclasses.replace(options, page_server_fd=config.memfd))
+            finally:
+                self._stop_watchdog()
+                await self._guarded.settled()
 
     async def _dump(self, criu: Criu, options: DumpOptions) -> None:
         swrk = await criu.prestart(options.passed_fds)
@@ -61,6 +65,7 @@ class CriuLocal(LastStep):
                 root=identity(options.pid), stopped_before=sorted(self._stopped_before), criu=identity(swrk.pid or 0)
             )
             await self.fire(Event.LAST_ROUND)
+            await self._guarded.watch(swrk.pid or 0, options)
         except (FileNotFoundError, ProcessLookupError) as exc:
             await swrk.aclose()
             raise PhaulError(f"process {options.pid} has ended", reason="PID_NOT_FOUND") from exc

@@ -35,6 +35,7 @@ from phaul_client.timeline import Step
 from phaul_client.tree import identity, stopped_pids
 from phaul_criu.child import finish
 from phaul_criu.criu import Criu
+from phaul_criu.requests import DumpOptions
 from phaul_criu.swrk import Notification, Swrk
 from phaul_criu.urgency import calm_soon, hurry, in_a_hurry
 
@@ -69,15 +70,16 @@ class PostcopyLocal(CriuLocal):
                 if last_client_images_path is None:  # else every page would count as written to
                     await collapse_tree(config.pid)
                 options = await self._options(descriptor, last_client_images_path)
-                swrk, page_fd = await self._prepare(config.pid, options.kept_fds)
+                swrk, page_fd = await self._prepare(options)
                 options = dataclasses.replace(options, lazy_pages_fd=page_fd)
                 await self._see_through(asyncio.create_task(criu.dump(options, on_notify=self._notified, swrk=swrk)))
         finally:
             self._calm()
 
-    async def _prepare(self, pid: int, kept_fds: tuple[int, ...]) -> tuple[Swrk, int]:
+    async def _prepare(self, options: DumpOptions) -> tuple[Swrk, int]:
         """All that can be done before the freeze."""
-        self._relay, sock = await self._start_relay(kept_fds)
+        pid = options.pid
+        self._relay, sock = await self._start_relay(options.kept_fds)
         swrk = Swrk.attach(sock)
         try:
             status = await self._relay.status()
@@ -93,6 +95,7 @@ class PostcopyLocal(CriuLocal):
                 relay=dict(self._relay.process),
             )
             await self.fire(Event.LAST_ROUND)
+            await self._guarded.watch(status.criu_pid, options)
         except BaseException:
             await swrk.aclose()  # criu ends, and the relay with it
             raise
@@ -126,9 +129,11 @@ class PostcopyLocal(CriuLocal):
                     self._serving.cancel()
                 await asyncio.gather(self._serving, return_exceptions=True)  # in doubt it goes on asking
             await criu_gone(self._criu)
+            await self._guarded.settled()
             raise
         assert self._serving is not None
         await self._serving
+        await self._guarded.settled()
         commits = [step for step in self.steps if step.name == "commit"]
         self.pause_seconds = (commits[-1].end if commits else time.monotonic()) - self._frozen_at
 
@@ -145,6 +150,7 @@ class PostcopyLocal(CriuLocal):
         await asyncio.gather(dump, return_exceptions=True)
         if self._phase not in _NEEDS_SERVER:
             await criu_gone(self._criu)
+            await self._guarded.settled()
 
     async def _notified(self, notification: Notification) -> None:
         match notification.name:

@@ -22,8 +22,8 @@ from phaul_client.tree import Tree, descendants, identity, is_alive
 from phauld.belongings import Belongings
 from phauld.decision import WITH_LAZY_PAGES
 from phauld.departure import Plan
+from phauld.dump_hold import DumpGuard
 from phauld.journal import OutgoingEntry, OutgoingRecord
-from phauld.lazy_hold import Guard
 from phauld.meter import Meter
 from phauld.options import Options, dump_options
 from phauld.source_relay import SourceRelay
@@ -61,7 +61,7 @@ class Coordinators:
             cargo=self._belongings.pack(remote, plan, options),
             root=self._target.identity,
             freeze_budget_seconds=options.freeze_budget_seconds,
-            start_guard=_guard_of_connections,
+            guard=DumpGuard(),
         )
         self._journal.note(
             pid=self._target.pid,
@@ -123,10 +123,6 @@ def recorded_tree(detail: Mapping[str, Any]) -> Tree:
         return Tree(())
     before = set(detail["stopped_before"])
     return Tree.again({**identity(pid), "stopped_by_us": pid not in before} for pid in descendants(root["pid"]))
-
-
-async def _guard_of_connections() -> Guard:
-    return await Guard.start("repair_guard")
 
 
 def _doubt(options: Options, detail: Mapping[str, Any] | None = None) -> Doubt:

@@ -25,27 +25,27 @@ _ANSWER_BYTES: Final = 256
 
 
 class Guard:
-    """A `lazy_guard.py`, or a `repair_guard.py`, which outlives phauld once it watches."""
+    """A `lazy_guard.py`, which outlives phauld once it watches."""
 
     def __init__(self, child: Child, told: socket.socket) -> None:
         self._child = child
         self._told = told
 
     @classmethod
-    async def start(cls, script: str = "lazy_guard") -> Self:
+    async def start(cls) -> Self:
         """Beforehand: Python takes its time to start. Raises `OSError`."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
             with theirs:
-                argv = [*bare_python(script), str(theirs.fileno())]
+                argv = [*bare_python("lazy_guard"), str(theirs.fileno())]
                 return cls(await spawn(argv, pass_fds=(theirs.fileno(),)), ours)
         except BaseException:
             ours.close()
             raise
 
     async def watch(self, *pids: int) -> None:
-        """From now on it acts: those of lazy-pages and of the tree, or of a tree that criu holds. Raises `OSError`."""
+        """From now on it acts: those of lazy-pages and of the tree. Raises `OSError`."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(WATCH_SECONDS):
             await loop.sock_sendall(self._told, " ".join(map(str, pids)).encode())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from phaul_client.client import Client
 from phaul_client.config import Config
+from phaul_client.guarding import guarding
 from phaul_client.local import CriuLocal
 from phaul_client.modes import RestoreMode
 from phaul_client.remote import GrpcRemote
@@ -48,7 +49,8 @@ class Movement:
         """Raises what `Client.migrate` does."""
         await self._send_files(local)
         self._directory.mkdir(parents=True, mode=0o700)
-        await self._send_tree(local, remote, plan)
+        async with guarding(local.guard):
+            await self._send_tree(local, remote, plan)
         is_lazy = plan.decision.choice.restore_mode is RestoreMode.LAZY
         if is_lazy and local.pause_seconds is not None and local.dump_stats is not None:
             node_id = self._report.record.destination.node_id
@@ -78,6 +80,7 @@ class Movement:
                 on_round=self._report.on_round,
                 throttle=freezer.hold_back,
                 external=plan.externals,
+                guard=local.guard,
             )
             controls.steer(client)
             await client.migrate()
