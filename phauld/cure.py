@@ -135,7 +135,7 @@ class Cure:
             try:
                 task.settle()
             except (OSError, Lost):
-                del seized[tid]
+                seized.pop(tid).detach()
         return seized
 
     def _cure(self, patient: Patient) -> None:
@@ -207,12 +207,14 @@ def clean(task: Tracee, inside: list[Area], mapped: list[Area]) -> None:
 
 
 def go_on(patient: Patient) -> None:
-    """Let the process go. SIGCONT is for the kernel: a handler of the process does not hear of it."""
+    """Let the process go. SIGCONT is for the kernel: a handler of the process does not hear of it, but where criu had
+    not come to seize every task.
+    """
     group, tasks = patient
     if not group.was_stopped:
         with contextlib.suppress(ProcessLookupError):
             os.kill(group.pid, signal.SIGCONT)
-        for task in tasks.values():
+        for task in tasks.values() if holds_all(patient) else ():
             if told_mask(group.pid, b"ShdPnd:") >> (signal.SIGCONT - 1) & 1 == 0:
                 break
             with contextlib.suppress(OSError, Lost):
@@ -220,6 +222,13 @@ def go_on(patient: Patient) -> None:
                     swallow(task, signal.SIGCONT)
     for task in tasks.values():
         task.detach()
+
+
+def holds_all(patient: Patient) -> bool:
+    """Whether no other task of the process can take a signal."""
+    with contextlib.suppress(OSError):
+        return {int(name) for name in os.listdir(f"/proc/{patient.group.pid}/task")} <= patient.tasks.keys()
+    return False
 
 
 def swallow(task: Tracee, unwanted: int) -> None:

@@ -133,8 +133,14 @@ class Tracee:
         raise Lost(self.tid)
 
     def detach(self) -> None:
-        with contextlib.suppress(OSError):
-            ptrace(PTRACE_DETACH, self.tid)
+        """Let it go, also where it runs."""
+        with contextlib.suppress(OSError, Lost):
+            try:
+                ptrace(PTRACE_DETACH, self.tid)
+            except ProcessLookupError:  # it does not stand, or it has ended
+                ptrace(PTRACE_INTERRUPT, self.tid)
+                self.settle()
+                ptrace(PTRACE_DETACH, self.tid)
 
     def _to_syscall(self) -> None:
         """To the beginning of a system call, or to its end."""
