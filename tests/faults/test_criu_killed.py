@@ -91,19 +91,19 @@ async def _kill(
     """Of each instant, what harm it did."""
     shape = SHAPES[name][:3]
     criu = Criu(tools, directory / "criu", operation, guard)
-    victims = [Victim(tools, directory / "victim-0", *shape)]
+    victim = Victim(tools, directory / "victim", *shape)
     outcomes = {}
     try:
-        calls = await criu.instants(victims[-1])
-        assert victims[-1].harm() == ""
+        calls = await criu.instants(victim)
+        assert victim.harm() == ""
         for instant in _chosen(calls, count):
-            assert await criu.run(victims[-1], KILLED_AT=str(instant)) == -9
-            outcomes[instant] = victims[-1].harm()
+            assert await criu.run(victim, KILLED_AT=str(instant)) == -9
+            outcomes[instant] = victim.harm()
             if outcomes[instant]:
-                victims.append(Victim(tools, directory / f"victim-{len(victims)}", *shape))
+                victim.end()
+                victim = Victim(tools, directory / f"victim-{instant}", *shape)
     finally:
-        for victim in victims:
-            victim.end()
+        victim.end()
     return outcomes
 
 
