@@ -45,8 +45,10 @@ MODES: Final = {
     "lazy": ("--mode", "stop-copy", "--restore", "lazy"),
     "post-copy": ("--mode", "post-copy"),
 }
-#: Ids of the programs: free at the other node, whatever was started there before.
+#: Ids of the programs: free at the other node, whatever was started there before. A range for each node: the id of a
+#: thread of phauld may be the same as a program's nowhere.
 _FIRST_PID: Final = 10_000
+_PIDS_OF_A_NODE: Final = 10_000
 _PIDS_EACH: Final = 60
 
 
@@ -107,10 +109,12 @@ class Runner:
                 good, detail = await self._end(self._a, pid, program, place)
                 return Result(PASS if good else "unfit", detail)
             result, node = await move(program, pid, place)
+            if result.outcome == "restore-failed":
+                return result  # nobody is left, and who has its id now is another
             good, detail = await self._end(node, pid, program, place)
             if result.outcome == PASS:
                 return Result(PASS if good else "wrong", detail)
-            if not good and result.outcome != "restore-failed":
+            if not good:
                 return Result("lost", f"{result.detail}; {detail}")
             return result
         finally:
@@ -120,9 +124,11 @@ class Runner:
 
     async def _start(self, program: Program, place: Path) -> int:
         """Its PID in the node."""
-        first = _FIRST_PID + self._count * _PIDS_EACH % 20_000
+        first = _FIRST_PID + self._count * _PIDS_EACH % (_PIDS_OF_A_NODE - _PIDS_EACH)
         for node in (self._a, self._b):
-            await node.run(["sh", "-c", f"echo {first + (node is self._b) * 10_000} >/proc/sys/kernel/ns_last_pid"])
+            await node.run(
+                ["sh", "-c", f"echo {first + (node is self._b) * _PIDS_OF_A_NODE} >/proc/sys/kernel/ns_last_pid"]
+            )
         shutil.copy2(program.path, self._seen(self._a, place))
         binary = place / program.name
         words: list[str | Path] = [binary, f"--pidfile={binary}.pid", f"--outfile={binary}.out", *program.arguments]
