@@ -27,14 +27,19 @@ pytestmark = pytest.mark.criu
 OURS: Final = """#!{python} -IS
 import os, signal, socket, sys, time
 arguments = dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:])
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+ready = os.pipe()
 if pid := os.fork():
+    os.close(ready[1])
+    os.read(ready[0], 1)
     open(arguments["pidfile"], "w").write(f"{{pid}}\\n")
     os._exit(0)
 os.setsid()
 for fd in (0, 1, 2):
     os.dup2(os.open("/dev/null", os.O_RDWR), fd)
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 {before}
+for fd in ready:
+    os.close(fd)
 signal.sigwait([signal.SIGTERM])
 {after}
 open(arguments["outfile"], "w").write("PASS\\n" if good else "FAIL: it is not as it was\\n")
@@ -51,6 +56,9 @@ EXPECTED: Final = {
     "cannot": ("pass", "dump-failed", "refused"),
     "never": ("unfit", None, None),
 }
+#: What plain criu moves and phaul does not, or not so, and why (docs/zdtm.md).
+NOT_MOVED: Final = frozenset({"cgroup_stray", "cgroupns", "file_lease00"})
+NOT_SHARED: Final = frozenset({"cow00", "cow01"})
 
 
 @pytest.mark.timeout(120)
@@ -86,7 +94,8 @@ async def test_those_of_a_directory(
         counted = collections.Counter(row[way] for row in rows if way in row)
         json_report[f"zdtm_{way}"] = dict(counted)
         print(way, dict(counted))
-    assert better_by_criu(rows) == []
+    known = {*NOT_MOVED, *(NOT_SHARED if pytestconfig.getoption("--mode") in ("lazy", "post-copy") else ())}
+    assert [name for name in better_by_criu(rows) if name not in known] == []
 
 
 @pytest.fixture
