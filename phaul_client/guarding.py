@@ -26,9 +26,6 @@ class Guard(Protocol):
     async def watch(self, criu_pid: int, root_pid: int) -> None:
         """From now on, a criu that has not touched the tree yet."""
 
-    async def note_round(self) -> None:
-        """criu is about to do a pre-dump: nobody will hear of it when it has frozen the tree."""
-
     async def note_frozen(self) -> None:
         """criu holds every task, and has changed none."""
 
@@ -65,7 +62,6 @@ async def guarded(guard: Guard | None, criu: Criu, options: DumpOptions) -> Asyn
     try:
         try:
             await guard.watch(swrk.pid or 0, options.pid)
-            await guard.note_round()
         except OSError as exc:
             logger.warning("nobody guards the tree pid=%d error=%s", options.pid, exc)
         yield swrk

@@ -12,8 +12,8 @@ Then "frozen": criu holds every task, and has changed none; later "whole": it ha
 with "ok", but if criu has ended. From the answer to "whole" on the tree is not touched, whatever becomes of criu:
 others may stop it, and have to find it stopped. Out goes "end" when criu is gone (which "over" says as well) and what
 is to be done then is done; "bye" comes back, and the next watch may begin. It ends when the socket is closed and no
-criu is watched. "round" says in place of these two that criu is about to do a pre-dump, of which nobody hears more.
-The standard library alone.
+criu is watched. Of a pre-dump nothing is told in between, and its tree stays on its processors. The standard library
+alone.
 """
 
 import _thread
@@ -23,7 +23,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from _queue import SimpleQueue
 from collections.abc import Iterator
 
@@ -48,8 +47,6 @@ from phauld.tracee import MASK_BYTES, PTRACE_GETSIGMASK, PTRACE_INTERRUPT, PTRAC
 TCP_REPAIR = 19
 REPAIR_ENDS = 0
 OF_THIS_MACHINE = "x86_64"
-LOOK_SECONDS = 0.0005
-REST_SECONDS = 0.002  # each look takes the interpreter from the thread that has to be quick when criu ends
 
 
 def seize(criu: int) -> None:
@@ -136,28 +133,12 @@ class Watch:
             if word == b"over" or self._is_ending:
                 return b""
             match word:
-                case b"round":
-                    _thread.start_new_thread(self._follow, ())
                 case b"frozen":
                     self._processor.enter(self._criu, descendants([self._root]))
                 case b"whole":
                     self._cure = None
                     self._leave_processor()
             return b"ok"
-
-    def _follow(self) -> None:
-        """A thread: nobody says when criu freezes the tree for a round, and when it lets it go."""
-        while tracer(self._root) != self._criu and not self._is_ending:
-            time.sleep(LOOK_SECONDS)
-        with self._lock, contextlib.suppress(OSError):
-            if not self._is_ending:
-                os.sched_setscheduler(self._criu, os.SCHED_RR, os.sched_param(1))
-                self._processor.enter(self._criu, descendants([self._root]))
-        while tracer(self._root) == self._criu and not self._is_ending:
-            time.sleep(REST_SECONDS)
-        with self._lock, contextlib.suppress(OSError):
-            self._leave_processor()
-            os.sched_setscheduler(self._criu, os.SCHED_OTHER, os.sched_param(0))
 
     def _leave_processor(self) -> None:
         self._processor.leave(descendants([self._root]))

@@ -50,11 +50,12 @@ class DumpGuard:
             raise OSError(answer or "the guard has ended")
         self._watches, self._is_over = True, False
 
-    async def note_round(self) -> None:
-        await self._note("round")
-
     async def note_frozen(self) -> None:
-        await self._note("frozen")
+        if self._watches:
+            try:
+                await self._ask("frozen")
+            except OSError as exc:
+                logger.warning("the guard of criu does not answer: %s", exc)
 
     async def note_whole(self) -> bool:
         if not self._watches:
@@ -82,13 +83,6 @@ class DumpGuard:
             self._told.close()
         if self._child is not None and not self._watches:
             await finish(self._child.aclose(patience_seconds=ANSWER_SECONDS))
-
-    async def _note(self, word: str) -> None:
-        if self._watches:
-            try:
-                await self._ask(word)
-            except OSError as exc:
-                logger.warning("the guard of criu does not answer: %s", exc)
 
     async def _ask(self, word: str) -> str:
         """Raises `OSError`; "": it has ended."""

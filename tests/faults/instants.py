@@ -230,8 +230,6 @@ class Criu:
         await self._guard.watch(criu.pid, victim.pid)
         if self._operation == "dump":
             await self._guard.note_frozen()  # a little early: nobody tells us when
-        else:
-            await self._guard.note_round()
 
 
 async def stopped(pid: int) -> None:

@@ -96,7 +96,7 @@ async def _kill(
     try:
         calls = await criu.instants(victim)
         assert victim.harm() == ""
-        for instant in _chosen(calls, count):
+        for instant in _chosen(calls, count, are_caught=may_be_real_time() and operation == "dump"):
             assert await criu.run(victim, KILLED_AT=str(instant)) == -9
             outcomes[instant] = victim.harm()
             if outcomes[instant]:
@@ -107,10 +107,13 @@ async def _kill(
     return outcomes
 
 
-def _chosen(calls: list[tuple[str, int]], count: int | None) -> list[int]:
-    """Of the instants from the first that seizes the tree on, `count` at even distances, all of them if `None`."""
+def _chosen(calls: list[tuple[str, int]], count: int | None, *, are_caught: bool) -> list[int]:
+    """Of the instants from the first that seizes the tree on, `count` at even distances, all of them if `None`.
+
+    `are_caught`: those, too, in which a task does what criu has told it.
+    """
     instants = list(range(len(calls)))
-    if not may_be_real_time():
+    if not are_caught:
         instants = [each for each in instants if calls[each][0] != "w" or calls[each - 1] != ("p", PTRACE_CONT)]
     if count is None:
         return instants
