@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from phauld import criu_memory
 from phauld.criu_memory import IP, Saved
-from phauld.lazy_guard import PTRACE_CONT, ptrace, told_by_status
+from phauld.lazy_guard import PTRACE_CONT, ptrace, told_by_status, tracer
 from phauld.proc import descendants
 from phauld.tracee import Lost, Tracee
 
@@ -94,7 +94,7 @@ class Cure:
         That one must not come to its breakpoint, so SIGSTOP comes first.
         """
         for pid in (*self._before.pids, *descendants([self._root])):
-            if pid not in self._stopped and told_by_status(pid, b"TracerPid:") == self._criu:
+            if pid not in self._stopped and tracer(pid) == self._criu:
                 self._stopped[pid] = pid in self._before.stopped or stop_is_pending(pid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
@@ -115,7 +115,7 @@ class Cure:
     def _held(self, pid: int) -> tuple[int, ...]:
         with contextlib.suppress(OSError):
             tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
-            return tuple(sorted(tid for tid in tids if told_by_status(tid, b"TracerPid:") == self._criu))
+            return tuple(sorted(tid for tid in tids if tracer(tid) == self._criu))
         return ()
 
     def _remembered(self, tasks: set[int]) -> Iterable[Saved]:
@@ -292,6 +292,4 @@ def stop_is_pending(pid: int) -> bool:
 
 
 def told_mask(pid: int, name: bytes) -> int:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/status", "rb") as file:
-        return next((int(line.split()[1], 16) for line in file if line.startswith(name)), 0)
-    return 0
+    return told_by_status(pid, name, base=16)

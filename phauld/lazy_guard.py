@@ -72,9 +72,10 @@ def parent(pid: int) -> int:
     return told_by_status(pid, b"PPid:")
 
 
-def told_by_status(pid: int, name: bytes) -> int:
+def told_by_status(pid: int, name: bytes, base: int = 10) -> int:
+    """A number of /proc/PID/status; 0: the process is gone."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/status", "rb") as file:
-        return next((int(line.split()[1]) for line in file if line.startswith(name)), 0)
+        return next((int(line.split()[1], base) for line in file if line.startswith(name)), 0)
     return 0
 
 
