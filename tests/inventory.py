@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from tests.nodes import Node
+
+
+REST_SECONDS: Final = 1.2  #: the real-time priority of who fills a tree ends after one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,16 @@ async def take_inventory(node: Node) -> Inventory:
         files=Counter(map(_anonymous, _files(node.root / "run/phaul"))),
         daemon_memory_bytes=_resident_bytes(running) if running is not None else 0,
     )
+
+
+async def at_rest(node: Node) -> Inventory:
+    """What there is once what a move leaves to be done beside the tree is done, and who watches the tree watches it."""
+    found = await take_inventory(node)
+    while True:
+        await asyncio.sleep(REST_SECONDS)
+        before, found = found, await take_inventory(node)
+        if not (before.more_than(found) or found.more_than(before)):
+            return found
 
 
 def _anonymous(text: str) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.inventory import Inventory
-from tests.nodes import Node, Nodes, until
+from tests.inventory import at_rest
+from tests.nodes import Nodes, until
 from tests.victims.heartbeat import read_beats
 
 pytestmark = [pytest.mark.criu, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -18,7 +17,6 @@ pytestmark = [pytest.mark.criu, pytest.mark.slow, pytest.mark.timeout(300)]
 HEARTBEAT: Final = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "victims/heartbeat.py")]
 MOVES: Final = 50
 WARM_UP: Final = 2  #: what is made once, such as gRPC's channels and criu's cache, is there after these
-REST_SECONDS: Final = 1.2  #: the real-time priority of who fills a tree ends after one
 #: Python's allocator keeps some of what a moment needed; a leak of 100 KiB a move would show.
 GROWTH_BYTES: Final = 4 << 20
 
@@ -32,24 +30,14 @@ async def test_nothing_grows(daemons: Nodes, tmp_path: Path) -> None:
     before = None
     for move in range(WARM_UP + MOVES):
         if move == WARM_UP:
-            before = [await _at_rest(node) for node in nodes]
+            before = [await at_rest(node) for node in nodes]
         here, there = nodes if move % 2 == 0 else reversed(nodes)
         await here.phaul("migrate", "victim", "--to", there.address, "-q", check=True)
     count = read_beats(beats).count
     await until(lambda: read_beats(beats).count > count)
-    after = [await _at_rest(node) for node in nodes]
+    after = [await at_rest(node) for node in nodes]
     assert before is not None
     for old, new in zip(before, after, strict=True):
         sys.stdout.write(f"before {old.counts()}\nafter  {new.counts()}\n")
         assert new.more_than(old) == {}
         assert new.daemon_memory_bytes - old.daemon_memory_bytes < GROWTH_BYTES
-
-
-async def _at_rest(node: Node) -> Inventory:
-    """What a move leaves to be done beside the tree is done, and who watches the tree watches it."""
-    found = await node.inventory()
-    while True:
-        await asyncio.sleep(REST_SECONDS)
-        before, found = found, await node.inventory()
-        if not (before.more_than(found) or found.more_than(before)):
-            return found

@@ -114,7 +114,7 @@ started = time.monotonic(); s.sendall(bytes(4 << 20)); s.shutdown(1); s.recv(1);
 """
     seconds = float((await a.run([sys.executable, "-c", send])).stdout)
     assert await receiver.wait() == 0
-    assert 0.7 < seconds < 2
+    assert seconds > 0.7  # one at the rate that was set; without the limit, milliseconds
 
 
 async def test_orphans_are_reaped(nodes: Nodes) -> None:
