@@ -23,7 +23,7 @@ DATA_PORT: Final = 7708
 STATE_DIR: Final = Path("/run/phaul/state")
 IMAGES_DIR: Final = Path("/run/phaul/images")
 LOG_DIR: Final = Path("/run/phaul/log")
-READY_SECONDS: Final = 15.0
+READY_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 0.02
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-START_SECONDS: Final = 10.0
+START_SECONDS: Final = 30.0
 MAIN_LINK: Final = "node0"  #: to the other node
 LAN_LINK: Final = "lan0"  #: to the bridge at the client
 NAMESPACES: Final = ("--pid", "--mount", "--net", "--uts", "--ipc")

@@ -32,7 +32,7 @@ Found = TypeVar("Found")
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PROGRAMS: Final = Path(sys.executable).parent
-START_SECONDS: Final = 10.0
+START_SECONDS: Final = 30.0
 
 #: The standard descriptors are opened inside: criu refuses to dump a file of a mount that the node does not have.
 _DETACHED: Final = 'exec "$@" </dev/null >>"$0" 2>&1'

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-END_SECONDS: Final = 10.0
+END_SECONDS: Final = 30.0
 RUN_SECONDS: Final = 60.0
 
 

@@ -378,7 +378,7 @@ async def inet_sockets_work() -> bool:
 
 
 async def gone(pid: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while alive(pid):  # noqa: ASYNC110 - not our child
             await asyncio.sleep(0.01)
 

@@ -130,7 +130,7 @@ async def test_doubt_that_ends_later(workloads: Workloads, journal: Journal) -> 
     await asyncio.sleep(0.4)
     assert workloads.get("web").state == "ending"
     await record.record(commit.Phase.ROLLED_BACK)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while workloads.get("web").state != "running":  # noqa: ASYNC110 - it is in another process
             await asyncio.sleep(0.02)
     await restarts.close()

@@ -50,6 +50,6 @@ async def _ends_with_a_word(b: Node, report: dict[str, Any], done: Path) -> None
     ended = (await b.phaul("ps", "--all")).stdout
     assert "signal 9" in ended, ended  # killed, not a crash on zeros
     await b.phaul("rm", "victim")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while list((b.root / "dev/shm/phaul").glob(f"in-{report['migration_id']}")):  # noqa: ASYNC110
             await asyncio.sleep(0.1)

@@ -37,7 +37,7 @@ async def _filling(nodes: Nodes, directory: Path) -> AsyncIterator[Path]:
 
         async def stop() -> None:
             pid = signal_lazy_pages(b, signal.SIGSTOP)
-            async with asyncio.timeout(10):  # its guard, which traces it, has to let the signal through
+            async with asyncio.timeout(30):  # its guard, which traces it, has to let the signal through
                 while (b.root / f"proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "tT":  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
 

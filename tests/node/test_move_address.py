@@ -58,7 +58,7 @@ async def start_echo(
 
 
 async def listening(node: Node, port: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while f":{port} " not in (await node.run(["ss", "-Hltn"])).stdout:  # noqa: ASYNC110 - polled
             await asyncio.sleep(0.05)
 

@@ -157,7 +157,7 @@ async def test_phaulds_killed_while_it_fills_find_it_again(
     victim = await Victim.start(slow.a, tmp_path / "beats", 128)
     move = await start_move(slow, "--detach", *options)
     await until_phase(slow.a, "filling")
-    assert await move.wait(10) == 0
+    assert await move.wait(60) == 0
     await slow.a.kill_phauld()
     await slow.b.kill_phauld()
     await victim.beats_on()
@@ -213,7 +213,7 @@ async def test_cancelled_before_the_commit_it_runs_on(daemons: Nodes, tmp_path: 
     move, _ = await stall(daemons)
     migration = await phase(daemons.a)
     await daemons.a.phaul("cancel", migration.get("migration_id") or migration["id"], check=True)
-    assert await move.wait(20) != 0
+    assert await move.wait(60) != 0
     await victim.beats_on()
     await victim.check(daemons.a)
     await until(lambda: not heartbeats(daemons.b) and not found(daemons.b, "fetch") and not found(daemons.a, "serve"))

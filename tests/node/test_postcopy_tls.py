@@ -43,7 +43,7 @@ async def test_a_cut_and_a_restart_while_it_fills(nodes: Nodes, tmp_path: Path) 
     victim = await Victim.start(nodes.a, tmp_path / "beats", 128)
     move = await start_move(nodes, "--detach")
     await until_phase(nodes.a, "filling")
-    assert await move.wait(10) == 0
+    assert await move.wait(60) == 0
     await nodes.b.run(["nft", "-f", "-"], stdin=CUT_DATA_PORT.encode())
     log = nodes.a.directory / "phauld.log"
     await until(lambda: "page link not made" in log.read_text(), 20)

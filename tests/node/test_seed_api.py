@@ -158,7 +158,7 @@ async def test_a_server_that_is_closed_ends_the_wait_for_its_pages(tmp_path: Pat
         waiting = asyncio.create_task(server.stop_iter())
         await asyncio.sleep(0.05)
         await server.aclose()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(PageServerFailed):
                 await waiting
 
