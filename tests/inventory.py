@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tests.nodes import Node
 
 
+_PIDFD: Final = "anon_inode:[pidfd]"
 REST_SECONDS: Final = 1.2  #: the real-time priority of who fills a tree ends after one
 
 
@@ -22,17 +23,20 @@ class Inventory:
     """A node at one moment. Each counter says how many there are of a description."""
 
     processes: Counter[str]  #: command lines; "zombie NAME" for what nobody reaped
-    descriptors: Counter[str]  #: phauld's
+    descriptors: Counter[str]  #: phauld's, by kind: "anon_inode:[pidfd]", "socket"
     mounts: Counter[str]
     network_rules: Counter[str]  #: lines of nftables' rules
     files: Counter[str]  #: below /run/phaul
     daemon_memory_bytes: int  #: phauld's resident memory; 0 if it does not run
+    pidfds: Counter[str] = field(default_factory=Counter)  #: whose they are; told, and not compared
 
     def more_than(self, before: Inventory) -> dict[str, list[str]]:
         """What there is now and was not before, memory left aside; empty if nothing."""
         kinds = ("processes", "descriptors", "mounts", "network_rules", "files")
-        more = {kind: getattr(self, kind) - getattr(before, kind) for kind in kinds}
-        return {kind: sorted(counter.elements()) for kind, counter in more.items() if counter}
+        more = {kind: sorted((getattr(self, kind) - getattr(before, kind)).elements()) for kind in kinds}
+        if _PIDFD in more["descriptors"]:
+            more["descriptors"] += [f"{_PIDFD} of {whom}" for whom in sorted((self.pidfds - before.pidfds).elements())]
+        return {kind: found for kind, found in more.items() if found}
 
     def counts(self) -> dict[str, int]:
         """How much of each kind there is, for a report."""
@@ -52,13 +56,15 @@ async def take_inventory(node: Node) -> Inventory:
     daemon = node.daemon.process
     running = daemon.pid if daemon is not None and daemon.returncode is None else None
     rules = await node.run(["nft", "list", "ruleset"])
+    pidfds: Counter[str] = Counter()
     return Inventory(
         processes=Counter(_anonymous(description) for _, description in processes(node)),
-        descriptors=Counter(_descriptors(running) if running is not None else ()),
+        descriptors=Counter(descriptors(running, pidfds) if running is not None else ()),
         mounts=Counter(_mounts(node.pid)),
         network_rules=Counter(line.strip() for line in rules.stdout.splitlines()),
         files=Counter(map(_anonymous, _files(node.root / "run/phaul"))),
         daemon_memory_bytes=_resident_bytes(running) if running is not None else 0,
+        pidfds=pidfds,
     )
 
 
@@ -89,13 +95,26 @@ def processes(node: Node) -> Iterator[tuple[int, str]]:
         yield int(directory.name), f"zombie {name}" if state == "Z" else words or name
 
 
-def _descriptors(pid: int) -> Iterator[str]:
+def descriptors(pid: int, pidfds: Counter[str]) -> Iterator[str]:
+    """The kind of each; whom those of processes are for is counted beside it."""
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:
             target = str(link.readlink())
+            about = (link.parents[1] / "fdinfo" / link.name).read_text() if target == _PIDFD else ""
         except FileNotFoundError:
             continue
-        yield target.partition(":[")[0]  # "socket:[1234]": the number is another one each time
+        if about:
+            pidfds[_whom(int(about.rpartition("\nPid:")[2].split()[0]))] += 1
+        yield target if target.startswith("anon_inode:") else target.partition(":[")[0]  # "socket:[1234]": a number
+
+
+def _whom(pid: int) -> str:
+    """What a process is by its command line; "gone" if somebody has reaped it."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+        return _anonymous(words) or "zombie " + Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
 
 
 def _mounts(pid: int) -> Iterator[str]:
