@@ -103,6 +103,11 @@ _KNOWN: Final = tuple(
             "the process belongs to the session of another: start it with setsid, or allow shell jobs (shell_job)",
         ),
         _KnownCause(
+            "terminal-taken",
+            r"tty: Unable to open dev/ptmx with specified index \d+",
+            "a pseudo terminal of that number is open here: end what has it, or move to a node where it is free",
+        ),
+        _KnownCause(
             "terminal",
             r"Found dangling tty|tty: .*(?:No task found with sid|Don't have tty to inherit)",
             "the process has a terminal: start it without one (`phaul run`), or allow shell jobs (shell_job)",

@@ -13,10 +13,13 @@ NAMESPACES: Final = ("--pid", "--mount", "--net", "--uts", "--ipc")
 ADDRESSES: Final = {"a": "10.77.1.1", "b": "10.77.1.2"}
 LAN_ADDRESSES: Final = {"client": "10.77.2.1", "a": "10.77.2.11", "b": "10.77.2.12"}
 _HOSTS: Final = "".join(f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **ADDRESSES}.items())
-#: A fresh /run, because criu keeps there what it found out about the kernel, and daemons their sockets.
+#: A fresh /run, because criu keeps there what it found out about the kernel, and daemons their sockets; and, as on any
+#: node, pseudo terminals of its own.
 _INIT: Final = """
 set -e
 mount -t tmpfs -o mode=755 tmpfs /run
+mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts /dev/pts
+mount --bind /dev/pts/ptmx /dev/ptmx
 printf %s "$0" >/proc/sys/kernel/hostname
 printf %s "$1" >/run/hosts
 mount --bind /run/hosts /etc/hosts

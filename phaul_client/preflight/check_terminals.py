@@ -23,18 +23,23 @@ def is_terminal(device_number: int) -> bool:
     return _major(device_number) in (_CONSOLE, _TTY) or _major(device_number) in _SLAVES
 
 
+def masters(tree: TreeFacts) -> frozenset[int]:
+    """The numbers of the pseudo terminals whose masters the tree has open."""
+    return frozenset(file.terminal_index for file in tree.open_files if file.terminal_index is not None)
+
+
 def check_terminals(tree: TreeFacts) -> Iterator[Problem]:
     """Terminals that end outside the tree: open ones, or the controlling one."""
     open_terminals = [
         file for file in tree.open_files if file.kind is FileKind.CHARACTER_DEVICE and is_terminal(file.device_number)
     ]
-    masters = {file.terminal_index for file in open_terminals} - {None}
+    inside = masters(tree)
     named = set()
     for file in open_terminals:
         hung_up = file.deleted  # its master is closed everywhere
-        if hung_up or _ends_inside(file, masters) or (file.pid, file.path) in named:
+        if hung_up or _ends_inside(file, inside) or (file.pid, file.path) in named:
             continue
-        if file.device_number == _CURRENT and _stands_for_a_pair(tree, open_terminals, masters):
+        if file.device_number == _CURRENT and _stands_for_a_pair(tree, open_terminals, inside):
             continue
         named.add((file.pid, file.path))
         where = f"is open in {tree.process(file.pid)} (fd {file.fd})"
@@ -43,25 +48,25 @@ def check_terminals(tree: TreeFacts) -> Iterator[Problem]:
         else:
             yield error("terminal", file.path, f"{where}, and its other end is outside the tree", _REMEDY)
     for process in tree.processes:
-        inside = _major(process.terminal) in _SLAVES and _slave_index(process.terminal) in masters
-        if process.terminal and not inside and process.pid not in {pid for pid, _path in named}:
+        is_inside = _major(process.terminal) in _SLAVES and _slave_index(process.terminal) in inside
+        if process.terminal and not is_inside and process.pid not in {pid for pid, _path in named}:
             message = "has a controlling terminal outside the tree, and will have none"
             yield warning("controlling-terminal", str(process), message, _REMEDY)
 
 
-def _ends_inside(file: OpenFile, masters: set[int | None]) -> bool:
+def _ends_inside(file: OpenFile, inside: frozenset[int]) -> bool:
     if _major(file.device_number) in _SLAVES:
-        return _slave_index(file.device_number) in masters
+        return _slave_index(file.device_number) in inside
     return file.terminal_index is not None
 
 
-def _stands_for_a_pair(tree: TreeFacts, terminals: Sequence[OpenFile], masters: set[int | None]) -> bool:
+def _stands_for_a_pair(tree: TreeFacts, terminals: Sequence[OpenFile], inside: frozenset[int]) -> bool:
     """Whether criu can make /dev/tty again: as the one process of the tree with terminals, a session's leader in the
     foreground of a pair that it has open. criu takes some with more processes, in an order of its own.
     """
     holders = {file.pid for file in terminals}
     process = _process(tree, next(iter(holders))) if len(holders) == 1 else None
-    if process is None or _major(process.terminal) not in _SLAVES or _slave_index(process.terminal) not in masters:
+    if process is None or _major(process.terminal) not in _SLAVES or _slave_index(process.terminal) not in inside:
         return False
     return process.pid == process.session == process.foreground
 

@@ -28,6 +28,7 @@ def check_destination(
             *_sockets(needs, found, wishes),
             *_huge_pages(needs, found),
             *_pings(found),
+            *_terminals(found),
         ]
     )
 
@@ -144,6 +145,15 @@ def _pings(found: DestinationFacts) -> Iterator[Problem]:
         message = f"does not allow phaul of {found.node.name} to make the ICMP sockets that the tree has"
         remedy = "sysctl -w net.ipv4.ping_group_range='0 2147483647' there"
         yield error("ping-group", "net.ipv4.ping_group_range", message, remedy)
+
+
+def _terminals(found: DestinationFacts) -> Iterator[Problem]:
+    remedy = (
+        "end what has it there, or move the tree to a node where it is free: criu gives a terminal the number it had"
+    )
+    for number, who in found.taken_terminals.items():
+        message = f"the tree has the pseudo terminal of this number, and {who} has it on {found.node.name}"
+        yield error("terminal-taken", f"/dev/pts/{number}", message, remedy)
 
 
 def _who(needs: Requirements, pid: int) -> str:

@@ -21,6 +21,7 @@ from phaul_client.preflight.wishes import TcpPolicy, Wishes
 _CPU_PREFIX: Final = "cpu:"
 _CAPABILITY_PREFIX: Final = "capability:"
 _PINGS: Final = "pings"
+_TERMINAL_PREFIX: Final = "terminal:"
 _HUGE_PREFIX: Final = "huge-bytes:"
 _MAX_PORT: Final = 65535
 _MAX_DIGITS: Final = 20
@@ -86,6 +87,7 @@ def tree_message(needs: Requirements, cpuinfo_image: bytes = b"") -> types_pb2.T
         features.append(f"{_HUGE_PREFIX}{needs.huge_bytes}")
     if needs.pings:
         features.append(_PINGS)
+    features += [f"{_TERMINAL_PREFIX}{number}" for number in needs.terminals]
     return types_pb2.TreeFacts(
         root_pid=needs.root_pid,
         processes=[_process_message(process) for process in needs.processes],
@@ -103,7 +105,6 @@ def requirements_of(message: types_pb2.TreeFacts) -> Requirements:
     """The other way round. Features that this version does not know are left out. Raises `InvalidRequest`."""
     features = message.required_features
     flags = (name.removeprefix(_CPU_PREFIX) for name in features if name.startswith(_CPU_PREFIX))
-    huge = (name.removeprefix(_HUGE_PREFIX) for name in features if name.startswith(_HUGE_PREFIX))
     return Requirements(
         root_pid=message.root_pid,
         processes=tuple(_process(each) for each in message.processes),
@@ -115,8 +116,14 @@ def requirements_of(message: types_pb2.TreeFacts) -> Requirements:
         cpu_flags=frozenset(flags),
         capabilities=_capabilities(features),
         pings=_PINGS in features,
-        huge_bytes=sum(int(size) for size in huge if size.isdecimal() and len(size) <= _MAX_DIGITS),
+        huge_bytes=sum(_numbers(features, _HUGE_PREFIX)),
+        terminals=tuple(_numbers(features, _TERMINAL_PREFIX)),
     )
+
+
+def _numbers(features: Iterable[str], prefix: str) -> list[int]:
+    said = (name.removeprefix(prefix) for name in features if name.startswith(prefix))
+    return [int(number) for number in said if number.isdecimal() and len(number) <= _MAX_DIGITS]
 
 
 def _capabilities(features: Iterable[str]) -> int:

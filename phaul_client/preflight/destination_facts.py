@@ -43,6 +43,7 @@ def look_up(needs: Requirements, node: NodeFacts) -> DestinationFacts:
         taken_ports=ports,
         may_ping=not needs.pings or _may_ping(),
         absent_peers=_look_up_peers(needs.sockets),
+        taken_terminals=_look_up_terminals(needs.terminals),
         huge_free_bytes=_number(memory.get("HugePages_Free")) * _number(memory.get("Hugepagesize")) * 1024,
     )
 
@@ -166,6 +167,17 @@ def _local(line: InetLine) -> tuple[str, int]:
     return plain_address(line.local_address), line.local_port
 
 
+def _look_up_terminals(numbers: Iterable[int]) -> dict[int, str]:
+    paths = {f"/dev/pts/{number}": number for number in numbers if os.path.exists(f"/dev/pts/{number}")}
+    owners = holders(paths, frozenset(), (), _SEARCH_SECONDS) if paths else {}
+    return {number: _name_of(owners[path]) if path in owners else "another process" for path, number in paths.items()}
+
+
+def _name_of(pid: int) -> str:
+    process = read_stat(pid)
+    return f"pid {pid} ({process.name})" if process else f"pid {pid}"
+
+
 def _owners_of_ports() -> dict[tuple[str, int], str]:
     """(protocol, port) → the process that has it; those that are not found in time are left out."""
     ports = {}
@@ -174,11 +186,8 @@ def _owners_of_ports() -> dict[tuple[str, int], str]:
         for line in parse_inet(try_text(f"/proc/self/net/{table}")):
             if protocol == "udp" or line.state == _LISTEN:
                 ports[f"socket:[{line.inode}]"] = (protocol, line.local_port)
-    owners = {}
-    for target, pid in holders(ports, frozenset(), (), _SEARCH_SECONDS).items():
-        process = read_stat(pid)
-        owners[ports[target]] = f"pid {pid} ({process.name})" if process else f"pid {pid}"
-    return owners
+    found = holders(ports, frozenset(), (), _SEARCH_SECONDS)
+    return {ports[target]: _name_of(pid) for target, pid in found.items()}
 
 
 def _is_link_local(address: str) -> bool:

@@ -40,3 +40,5 @@ class DestinationFacts:
     #: phaul may make ICMP sockets here (net.ipv4.ping_group_range).
     may_ping: bool = True
     huge_free_bytes: int = 0
+    #: Number of a pseudo terminal that exists here → who has it open, if that was found in time.
+    taken_terminals: dict[int, str] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from phaul_client.preflight import capabilities
+from phaul_client.preflight.check_terminals import masters
 from phaul_client.preflight.cpu_flags import program_flags
 from phaul_client.preflight.model import FileKind, NodeFacts, TreeFacts
 from phaul_client.preflight.options import LISTEN, is_connected
@@ -83,6 +84,8 @@ class Requirements:
     huge_bytes: int = 0
     #: It has ICMP sockets of the node's network (those of ping, not raw ones).
     pings: bool = False
+    #: Numbers N of pseudo terminals whose masters it has: as /dev/pts/N they must be free.
+    terminals: tuple[int, ...] = ()
 
 
 def requirements(tree: TreeFacts, node: NodeFacts) -> Requirements:
@@ -108,6 +111,7 @@ def requirements(tree: TreeFacts, node: NodeFacts) -> Requirements:
         cpu_flags=program_flags(node.cpu_flags),
         capabilities=capabilities.needed(tree),
         huge_bytes=sum(file.length_bytes for file in tree.mapped_files if file.path.startswith("/anon_hugepage")),
+        terminals=tuple(sorted(masters(tree))) if not _own_mounts(tree) else (),
         pings=any(inet.protocol == "icmp" and not inet.own_network_namespace for inet in tree.inet_sockets),
     )
 

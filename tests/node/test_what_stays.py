@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from tests.node.test_daemons import REFUSED, migrate
-from tests.nodes import Node, Nodes
+from tests.nodes import Node, Nodes, until
 
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
 
@@ -69,6 +69,17 @@ for end, count in zip(clients, answered) if child else zip(accepted, sent):
     while count: count -= len(end.recv(count))
 if child:
     print("empty" if os.waitpid(child, 0)[1] == 0 else "broken", flush=True)
+"""
+
+#: Both ends of a pseudo terminal; at a signal it says what comes through it.
+TERMINAL: Final = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+master, slave = os.openpty()
+print(os.ttyname(slave), flush=True)
+signal.sigwait([signal.SIGUSR1])
+os.write(slave, b"hello"); print(os.read(master, 5).decode(), flush=True)
+signal.pause()
 """
 
 
@@ -135,3 +146,23 @@ async def test_full_connections_within_the_tree(daemons: Nodes) -> None:
     assert "phaul_restore" not in (await b.run(["nft", "list", "tables"])).stdout
     await ask(b)
     await says(b, ["full", "empty"])
+
+
+async def test_a_terminal_within_the_tree_comes_along_if_its_number_is_free_there(daemons: Nodes) -> None:
+    """criu opens terminals until it is given that number."""
+    a, b, _ = daemons
+    words = [sys.executable, "-I", "-S", "-u", "-c", TERMINAL]
+    await start(a, TERMINAL)
+    await says(a, ["/dev/pts/0"])
+    other = await b.start(words)
+    await until(lambda: (b.root / "dev/pts/0").exists())
+
+    assert await errors(a, b) == {"terminal-taken"}
+    status, report = await migrate(a, "program", b)
+    assert status == REFUSED, report
+    await other.stop(9)
+    status, report = await migrate(a, "program", b)
+
+    assert status == 0, report
+    await ask(b)
+    await says(b, ["/dev/pts/0", "hello"])

@@ -243,6 +243,17 @@ def pid_taken(stage: Stage) -> Iterator[None]:
 
 
 @contextmanager
+def terminal_taken(_stage: Stage) -> Iterator[None]:
+    """Others have opened the lowest number that was free, which the tree had."""
+    master, slave = pty.openpty()
+    try:
+        yield
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+@contextmanager
 def port_taken(stage: Stage) -> Iterator[None]:
     """Another process listens on the port."""
     with socket.create_server(("127.0.0.1", int(stage.file("port").read_text()))):

@@ -30,6 +30,7 @@ from tests.preflight.arranged import (
     stream_server,
     stream_to_us,
     terminal_of_ours,
+    terminal_taken,
     without_address,
 )
 from tests.preflight.truth import Case
@@ -602,6 +603,13 @@ libc.pthread_exit(None)
         program='os.mkdir(path("data")); os.chdir(path("data"))',
         destination=data_gone,
         codes=codes("directory-missing"),
+        moves=False,
+    ),
+    Case(
+        name="terminal-taken-there",
+        program="master, slave = os.openpty()",
+        destination=terminal_taken,
+        codes=codes("terminal-taken"),
         moves=False,
     ),
     Case(name="pid-taken-there", destination=pid_taken, codes=codes("pid-taken"), moves=False),

@@ -229,8 +229,15 @@ def test_what_is_missing_at_the_destination_is_named() -> None:
         ),
         pids=(7, 40000),
         huge_bytes=1 << 21,
+        terminals=(3,),
     )
-    found = DestinationFacts(node=HERE, taken_pids={7: "cat"}, pid_max=32768, missing_directories=("/data",))
+    found = DestinationFacts(
+        node=HERE,
+        taken_pids={7: "cat"},
+        pid_max=32768,
+        missing_directories=("/data",),
+        taken_terminals={3: "pid 9 (bash)"},
+    )
     problems = check_destination(needs, SOURCE, found, Wishes())
     assert {(problem.code, problem.subject) for problem in problems} == {
         ("pid-taken", "pid 7"),
@@ -239,6 +246,7 @@ def test_what_is_missing_at_the_destination_is_named() -> None:
         ("file-missing", "/log"),
         ("directory-missing", "/data"),
         ("huge-pages", "b"),
+        ("terminal-taken", "/dev/pts/3"),
     }
     assert "file-missing" not in codes(check_destination(carried(needs, {"/log"}), SOURCE, found, Wishes()))
 
