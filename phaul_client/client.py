@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from phaul_client.config import Config
 from phaul_client.cork import uncorked
 from phaul_client.guarding import Guard, guarded
 from phaul_client.images import ImageChain, open_directory, relative_parent
-from phaul_client.local import Local, ServesPages
+from phaul_client.local import LetsGo, Local, ServesPages
 from phaul_client.policy import (
     DowntimePolicy,
     Iterate,
@@ -58,8 +59,8 @@ class Client:
     `criu` is, if not given, the one that is found here (which raises `CriuMissing` if there is none).
     `policy` decides after every round; by default the downtime policy where the kernel can track memory, and no round
     at all where it cannot. `on_round` is called after every round. `throttle` is called before a round with the share
-    of time, in percent, for which the tree shall be held back from then on, and with 0 before the last dump. `guard`
-    mends the tree if the criu of a round is killed.
+    of time, in percent, for which the tree shall be held back from then on, and with 0 right before the last dump.
+    `guard` mends the tree if the criu of a round is killed.
     """
 
     def __init__(
@@ -106,7 +107,11 @@ class Client:
             self._on_round(RoundEnded(stats, verdict))
         logger.info("last round after=%d verdict=%s", len(history), type(verdict).__name__)
         if self._throttle is not None:
-            await self._throttle(0)
+            let_go = partial(self._throttle, 0)
+            if isinstance(self._local, LetsGo):
+                self._local.let_go = let_go
+            else:
+                await let_go()
         if isinstance(verdict, SwitchToPostcopy):
             if not isinstance(self._local, ServesPages):
                 raise TypeError(f"{type(self._local).__name__} cannot do post-copy, which the policy wants")

@@ -57,6 +57,9 @@ class Settings:
     guard: Guard | None = None  #: should criu be killed
 
 
+async def _nothing() -> None: ...
+
+
 class LastStep(Coordinator):
     """Good for one migration."""
 
@@ -74,6 +77,7 @@ class LastStep(Coordinator):
         self._standing = StandingTree(0)
         self._lock = TreeLock()
         self.guard = settings.guard
+        self.let_go: Callable[[], Awaitable[None]] = _nothing  #: of a tree that is held back; see `local.LetsGo`
         self._guarded = GuardedDump(case.migration_id, settings.guard)
         self.cargo = settings.cargo or Cargo(case.remote)
         self.pause_seconds: float | None = None

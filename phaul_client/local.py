@@ -5,6 +5,7 @@ All the time from `post-dump` on, the tree is frozen in criu's hands.
 
 import dataclasses
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -27,6 +28,13 @@ class Local(Protocol):
 
         The tree is frozen all the while. Returning kills it; raising lets it run on.
         """
+
+
+@runtime_checkable
+class LetsGo(Local, Protocol):
+    """A `Local` that knows when a tree that has been held back must run freely: after all that can be done before."""
+
+    let_go: Callable[[], Awaitable[None]]
 
 
 @runtime_checkable
@@ -66,6 +74,8 @@ class CriuLocal(LastStep):
             )
             await self.fire(Event.LAST_ROUND)
             await self._guarded.watch(swrk.pid or 0, options)
+            with in_a_hurry():
+                await self.let_go()
         except (FileNotFoundError, ProcessLookupError) as exc:
             await swrk.aclose()
             raise PhaulError(f"process {options.pid} has ended", reason="PID_NOT_FOUND") from exc

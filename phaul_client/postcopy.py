@@ -96,6 +96,7 @@ class PostcopyLocal(CriuLocal):
             )
             await self.fire(Event.LAST_ROUND)
             await self._guarded.watch(status.criu_pid, options)
+            await self.let_go()
         except BaseException:
             await swrk.aclose()  # criu ends, and the relay with it
             raise

@@ -12,8 +12,8 @@ from phaul_client.commit import Event, Phase
 from phaul_client.config import Config
 from phaul_client.doubt import Doubt
 from phaul_client.errors import MigrationCancelled, PhaulError, RolledBack
-from phaul_client.local import CriuLocal
-from phaul_client.policy import PostCopyPolicy
+from phaul_client.local import LetsGo
+from phaul_client.policy import PostCopyPolicy, StopCopyPolicy
 from phaul_client.recovery import Recovery
 from phaul_client.tree import Tree as ProcessTree
 from phauld.session import Phase as SessionPhase
@@ -210,19 +210,42 @@ async def test_a_journal_that_cannot_be_written_after_the_commit_keeps_the_tree_
     move.assert_moved()
 
 
-async def test_the_tree_is_held_back_no_more_when_its_memory_follows_it(move: Move) -> None:
+async def test_the_tree_is_held_back_until_there_is_nothing_left_to_do_before_its_freeze(move: Move) -> None:
+    """What is written down, started and looked at before takes time in which a free tree would write."""
+    told: list[object] = []
+
+    async def throttle(percent: int) -> None:
+        assert move.criu.swrk is not None
+        told.extend((percent, move.journal.phases[-1], *move.criu.notified))
+
+    local = move.make()
+    await local.fire(Event.PREFLIGHT_PASSED)
+    await local.fire(Event.SESSION_OPENED)
+    config = Config(move.tree.root, move.remote.page_socket.fileno(), move.directory)
+    await Client(local, move.remote, config, criu=move.criu, policy=StopCopyPolicy(), throttle=throttle).migrate()
+    assert told == [0, Phase.FREEZING]
+    move.assert_moved()
+
+
+@pytest.mark.parametrize("lets_go", [False, True])
+async def test_the_tree_is_held_back_no_more_when_its_memory_follows_it(move: Move, lets_go: bool) -> None:
     """Post-copy has no round of its own for the last dump, but the throttle ends before it all the same."""
     told: list[object] = []
 
     async def throttle(percent: int) -> None:
         told.append(percent)
 
-    class Serves(CriuLocal):
+    class Serves:
+        async def dump_copy_restore(self, criu: object, config: Config, last: Path | None) -> None: ...
+
         async def dump_copy_serve(self, criu: object, config: Config, last: Path | None) -> None:
+            if isinstance(self, LetsGo):
+                await self.let_go()
             told.append("serve")
 
-    local = move.make()
-    local.__class__ = Serves
+    local = Serves()
+    if lets_go:
+        local.let_go = for_ever  # type: ignore[attr-defined]
     config = Config(move.tree.root, move.remote.page_socket.fileno(), move.directory)
     await Client(local, move.remote, config, criu=move.criu, policy=PostCopyPolicy(), throttle=throttle).migrate()
     assert told == [0, "serve"]
