@@ -20,7 +20,7 @@ from phaul_client.remote import GrpcRemote
 from phaul_client.serving import Serving
 from phaul_client.tree import Tree, descendants, identity, is_alive
 from phauld.belongings import Belongings
-from phauld.decision import WITH_LAZY_PAGES, WITH_ROUNDS
+from phauld.decision import WITH_LAZY_PAGES
 from phauld.departure import Plan
 from phauld.dump_hold import DumpGuard
 from phauld.journal import OutgoingEntry, OutgoingRecord
@@ -61,7 +61,7 @@ class Coordinators:
             cargo=self._belongings.pack(remote, plan, options),
             root=self._target.identity,
             freeze_budget_seconds=options.freeze_budget_seconds,
-            guard=DumpGuard() if _is_guarded(plan) else None,
+            guard=DumpGuard(),
         )
         self._journal.note(
             pid=self._target.pid,
@@ -123,15 +123,6 @@ def recorded_tree(detail: Mapping[str, Any]) -> Tree:
         return Tree(())
     before = set(detail["stopped_before"])
     return Tree.again({**identity(pid), "stopped_by_us": pid not in before} for pid in descendants(root["pid"]))
-
-
-def _is_guarded(plan: Plan) -> bool:
-    """Whether somebody sees to the tree if criu is killed.
-
-    Beside rounds only for the sake of connections: what a guard does before each dump takes time in which the tree
-    writes more, also one that has just been held back.
-    """
-    return plan.decision.mode not in WITH_ROUNDS or plan.chosen.tcp_established
 
 
 def _doubt(options: Options, detail: Mapping[str, Any] | None = None) -> Doubt:

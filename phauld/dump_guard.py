@@ -23,6 +23,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from _queue import SimpleQueue
 from collections.abc import Iterator
 
@@ -35,6 +36,7 @@ from phauld.lazy_guard import (
     PTRACE_CONT,
     PTRACE_O_TRACEEXIT,
     PTRACE_SEIZE,
+    parent,
     program,
     ptrace,
     see_to_its_end,
@@ -47,6 +49,20 @@ from phauld.tracee import MASK_BYTES, PTRACE_GETSIGMASK, PTRACE_INTERRUPT, PTRAC
 TCP_REPAIR = 19
 REPAIR_ENDS = 0
 OF_THIS_MACHINE = "x86_64"
+LOOK_SECONDS = 0.001
+
+
+def wait_until_it_has_begun(pid: int) -> None:
+    """A process that was just started may still be a part of its parent: with Python 3.13 often for milliseconds."""
+    while (words := command(pid)) and words == command(parent(pid)):
+        time.sleep(LOOK_SECONDS)
+
+
+def command(pid: int) -> bytes:
+    """Empty if it is gone, or about to begin."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read()
+    return b""
 
 
 def seize(criu: int) -> None:
@@ -102,12 +118,14 @@ class Watch:
         self._root = root
         self._before = look(root)
         self._criu = 0  # nobody yet
+        self._is_asked = False  # who it is
         self._found: SimpleQueue[int] = SimpleQueue()  # who holds the tree; 0: nobody
         self._seized: SimpleQueue[bytes] = SimpleQueue()  # what is wrong with that
         self._cure: Cure | None = None
         self._processor = OneProcessor()
         self._is_ending = False
         self._lock = _thread.allocate_lock()
+        wait_until_it_has_begun(criu)
         if os.path.basename(program(criu)).startswith("criu"):
             self._seize(criu)
 
@@ -124,7 +142,8 @@ class Watch:
 
     def note(self, word: bytes) -> bytes:
         """What to answer; empty: nothing."""
-        if self._criu == 0 and word in (b"frozen", b"over"):
+        if self._criu == 0 and not self._is_asked and word in (b"frozen", b"over"):
+            self._is_asked = True
             self._found.put(tracer(self._root) if word == b"frozen" else 0)
             wrong = self._seized.get()
             if word == b"over" or self._criu == 0:

@@ -26,6 +26,7 @@ class DumpGuard:
         self._told: socket.socket | None = None
         self._watches = False
         self._is_over = False  # what is watched has ended
+        self._is_lost = False  # it did not answer in time: what it says now belongs to another question
 
     async def start(self) -> None:
         if self._child is not None:
@@ -82,7 +83,7 @@ class DumpGuard:
         if self._told is not None:
             self._told.close()
         if self._child is not None and not self._watches:
-            await finish(self._child.aclose(patience_seconds=ANSWER_SECONDS))
+            await finish(self._child.aclose(patience_seconds=0 if self._is_lost else ANSWER_SECONDS))
 
     async def _ask(self, word: str) -> str:
         """Raises `OSError`; "": it has ended."""
@@ -94,6 +95,8 @@ class DumpGuard:
 
     def _tell(self, word: str) -> None:
         assert self._told is not None
+        if self._is_lost:
+            raise TimeoutError("it does not answer")
         self._told.send(word.encode())
 
     async def _hear(self, seconds: float) -> str:
@@ -103,5 +106,8 @@ class DumpGuard:
                 word = (await asyncio.get_running_loop().sock_recv(self._told, _ANSWER_BYTES)).decode()
         except ConnectionError:
             word = ""
+        except TimeoutError:
+            self._is_lost = True
+            raise TimeoutError(f"no answer after {seconds:g} s") from None
         self._is_over |= word in ("end", "")
         return word
