@@ -15,8 +15,13 @@ from phaul_criu.errors import CriuMissing
 from phaul_criu.install import find_binary
 
 Report = dict[str, Any]
-#: A machine that is busy is no fault of what is tested.
-hypothesis.settings.register_profile("phaul", deadline=None)
+#: A machine that is busy is no fault of what is tested, and a run that fails does so each time: the examples are always
+#: the same ones, but for a run with `--new-examples`.
+SLOW: Final = (hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large)
+hypothesis.settings.register_profile(
+    "phaul", deadline=None, derandomize=True, database=None, suppress_health_check=SLOW
+)
+hypothesis.settings.register_profile("new", deadline=None, print_blob=True, suppress_health_check=SLOW)
 hypothesis.settings.load_profile("phaul")
 REPORT: Final = pytest.StashKey[Report]()
 _config: pytest.Config | None = None  # pytest does not tell it at the end of a test
@@ -43,19 +48,22 @@ MISSING: Final[dict[str, Callable[[], str | None]]] = {"criu": criu_missing}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--json`, `--quick`, `--all`, `--dir`, `--only`, `--mode` and `--minutes`."""
+    """`--json`, `--quick`, `--all`, `--dir`, `--only`, `--mode`, `--minutes` and `--new-examples`."""
     parser.addoption("--all", action="store_true", help="faults: each point; workloads: each mode; packages: each")
     parser.addoption("--dir", metavar="DIR", help="zdtm: a directory of built zdtm tests to move")
     parser.addoption("--json", metavar="FILE", help="write what the tests measured to FILE")
     parser.addoption("--only", metavar="PATTERNS", default="*", help="zdtm: of these names, such as 'tty*,fifo'")
     parser.addoption("--mode", choices=("auto", "eager", "lazy", "post-copy"), default="auto", help="zdtm: phaul's")
     parser.addoption("--minutes", type=float, default=0.0, help="fuzz: so long, with new examples each time")
+    parser.addoption("--new-examples", action="store_true", help="unit: hypothesis makes others than those of each run")
     parser.addoption("--quick", action="store_true", help="smaller sizes and fewer repetitions")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start an empty report."""
     global _config
+    if config.getoption("--new-examples"):
+        hypothesis.settings.load_profile("new")
     config.stash[REPORT] = {}
     _config = config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -124,8 +125,9 @@ def _mounts(pid: int) -> Iterator[str]:
 
 
 def _files(directory: Path) -> Iterator[str]:
-    for path in directory.rglob("*"):
-        yield str(path.relative_to(directory))
+    for place, directories, files in os.walk(directory):  # rglob raises if one goes away meanwhile
+        for name in (*directories, *files):
+            yield str(Path(place, name).relative_to(directory))
 
 
 def _resident_bytes(pid: int) -> int:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from phaul_client.cargo import Cargo
 from phaul_client.case import Case
@@ -23,6 +24,7 @@ from tests.fakes.remote import Act, ScriptedRemote
 from tests.node.criu_victims import Victim, alive
 from tests.nodes import until
 
+PATIENCE_SECONDS: Final = 10.0
 SIGSTOP_BIT = 1 << (signal.SIGSTOP - 1)
 
 
@@ -80,7 +82,9 @@ class Tree:
     @property
     def is_stopped(self) -> bool:
         """By a signal, not by a tracer: so it stays, whoever dies."""
-        time.sleep(0.05)  # the signal takes effect when its tracer is gone
+        deadline = time.monotonic() + PATIENCE_SECONDS  # the signal takes effect when its tracer is gone
+        while [state(pid) for pid in self.pids] != ["T", "T"] and time.monotonic() < deadline:
+            time.sleep(0.01)
         return [state(pid) for pid in self.pids] == ["T", "T"] and self.is_silent
 
     @property

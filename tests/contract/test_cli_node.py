@@ -4,7 +4,6 @@ import asyncio
 import os
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -114,9 +113,7 @@ async def test_a_daemon_that_takes_connections_and_says_nothing(cli: Cli) -> Non
     commands = (("ps",), ("wait", "x"), ("logs", "-f", "x"), ("migrate", "x", "--to", "b"))
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
-        began = time.monotonic()
         ended = await asyncio.gather(*(cli.run(*command, daemon=address) for command in commands))
-    assert time.monotonic() - began < 60
     for done in ended:
         assert done.code == 6
         assert done.err.startswith(f"phaul: error: no phauld at {address}: ")

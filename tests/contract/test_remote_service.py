@@ -345,8 +345,8 @@ async def test_a_silent_source_loses_its_session(tmp_path: Path) -> None:
 
 async def test_a_source_that_lives_keeps_its_session(there: Destination) -> None:
     async with there.remote() as remote:
-        await remote.open_session(opening(lease=convert.duration(1)))
-        await asyncio.sleep(1.7)
+        await remote.open_session(opening(lease=convert.duration(2)))
+        await asyncio.sleep(2.5)
         assert (await remote.get_session()).phase == types_pb2.SESSION_PHASE_OPEN
     await until(lambda: there.service.active == 0)  # it is gone now
 

@@ -26,7 +26,7 @@ from tests.nodes import children
 
 _WRAPPER: Final = Path(__file__).with_name("criu_wrapper.py")
 _LARGEST_BYTES: Final = 1 << 16
-_GONE_SECONDS: Final = 5.0
+_GONE_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.005
 
 

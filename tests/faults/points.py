@@ -13,6 +13,7 @@ from typing import Final
 RESUMED: Final = frozenset({"resumed"})
 MOVED: Final = frozenset({"moved"})
 EITHER: Final = RESUMED | MOVED
+SHORT_SECONDS: Final = 3.0  #: a freeze budget that a busy machine keeps until the link stalls, and not while it does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +137,9 @@ def _pipes() -> Iterator[Point]:
     for at in ("a>b:StartIter:reply", "a:dump:pre-dump:notify", "b:wait-pid:request"):
         yield Point(fault="kill-page-server", at=at, outcomes=RESUMED, pipe=True)
     stalled = "a:dump:pre-dump:notify"
-    yield Point(fault="link-stalled-for-long", at=stalled, outcomes=RESUMED, pipe=True, freeze_budget_seconds=1.0)
+    yield Point(
+        fault="link-stalled-for-long", at=stalled, outcomes=RESUMED, pipe=True, freeze_budget_seconds=SHORT_SECONDS
+    )
     yield Point(fault="destination-images-full", at="a>b:StartIter:request", outcomes=EITHER, pipe=True)
     yield Point(fault="cancel", at="a>b:StartIter:reply", outcomes=RESUMED, pipe=True)
 
@@ -157,8 +160,10 @@ def _links() -> Iterator[Point]:
         yield Point(fault="link-cut", at=at, outcomes=EITHER if at.endswith("Commit:request") else MOVED)  # the lease
         yield Point(fault="link-stalled", at=at, outcomes=MOVED)
     for at in ("a:dump:pre-dump:notify", "a>b:Restore:request", "a>b:Restore:reply"):
-        yield Point(fault="link-stalled-for-long", at=at, outcomes=RESUMED, freeze_budget_seconds=1.0)
-    yield Point(fault="link-stalled-for-long", at="a>b:Commit:reply", outcomes=MOVED, freeze_budget_seconds=1.0)
+        yield Point(fault="link-stalled-for-long", at=at, outcomes=RESUMED, freeze_budget_seconds=SHORT_SECONDS)
+    yield Point(
+        fault="link-stalled-for-long", at="a>b:Commit:reply", outcomes=MOVED, freeze_budget_seconds=SHORT_SECONDS
+    )
 
 
 def _calls() -> Iterator[Point]:

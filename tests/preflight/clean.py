@@ -167,10 +167,10 @@ check(libc.prctl(22, 2, program, 0, 0))
     Case(name="another-directory", program='os.mkdir(path("work")); os.chdir(path("work"))'),
     Case(name="nice-and-limits", program="os.nice(3); resource.setrlimit(resource.RLIMIT_CORE, (0, 0))"),
     Case(name="locked-memory", program="memory = mmap.mmap(-1, 65536); check(libc.mlockall(1))"),
-    Case(name="zombie-child", program="child(lambda: None); time.sleep(0.1)"),
+    Case(name="zombie-child", program="os.waitid(os.P_PID, child(lambda: None), os.WEXITED | os.WNOWAIT)"),
     Case(
         name="stopped-child",
-        program="pid = child(sleep); os.kill(pid, 19); time.sleep(0.1)",
+        program="pid = child(sleep); os.kill(pid, 19); os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)",
         codes=frozenset({"stopped"}),
     ),
     Case(
@@ -193,7 +193,7 @@ check(libc.prctl(22, 2, program, 0, 0))
         program="master, slave = os.openpty(); os.write(slave, b'unread')",
     ),
     Case(name="pidfd-of-its-child", program="kept = os.pidfd_open(child(sleep))"),
-    Case(name="child-in-a-session-of-its-own", program="child(lambda: (os.setsid(), sleep()))"),
+    Case(name="child-in-a-session-of-its-own", program="busy(os.setsid)"),
     Case(
         name="session-leader-has-ended",
         program="""

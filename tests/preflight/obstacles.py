@@ -140,7 +140,7 @@ os.close(kept)
     ),
     Case(
         name="tcp-half-closed",
-        program=_CONNECTION + "accepted[0].close(); time.sleep(0.1)",
+        program=_CONNECTION + "accepted[0].close()\nwhile client.getsockopt(6, 11, 1) != b'\\x08': time.sleep(0.01)",
         codes=codes("tcp-established"),
         moves=False,
     ),
@@ -189,7 +189,7 @@ open(path("port"), "w").write(str(kept.getsockname()[1]))
         program="""
 kept = socket.socket(16, socket.SOCK_RAW, 0); kept.bind((0, 0))
 kept.send(struct.pack("=IHHIIBxHiII", 32, 18, 0x301, 1, 0, 0, 0, 0, 0, 0))
-time.sleep(0.05)
+select.select([kept], [], [])
 """,
         codes=codes("netlink-unread"),
         moves=False,
@@ -524,7 +524,7 @@ check(libc.mount(b"none", path("data").encode(), b"tmpfs", 0, None))
     Case(
         name="init-of-its-namespace-is-outside",
         wrapper=("unshare", "--pid", "--fork", "--kill-child", "setsid"),
-        program="child(lambda: (os.setsid(), sleep())); time.sleep(0.1)",
+        program="busy(os.setsid)",
         move_child=True,
         codes=codes("pid-namespace-part"),
         moves=False,
@@ -540,7 +540,7 @@ child(sleep)
     ),
     Case(
         name="nested-uts-namespace",
-        program="child(lambda: (check(libc.unshare(0x04000000)), sleep())); time.sleep(0.1)",
+        program="busy(lambda: check(libc.unshare(0x04000000)))",
         codes=codes("nested-namespace"),
         moves=False,
     ),
@@ -554,7 +554,8 @@ child(sleep)
         name="first-thread-has-ended",
         program="""
 def others():
-    time.sleep(0.2); open(path("ready"), "w").close(); sleep()
+    while " (zombie)" not in open(f"/proc/self/task/{os.getpid()}/status").read(): time.sleep(0.01)
+    open(path("ready"), "w").close(); sleep()
 threading.Thread(target=others).start()
 libc.pthread_exit(None)
 """,

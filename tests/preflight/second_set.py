@@ -21,31 +21,25 @@ SECOND_SET: Final = (
     Case(
         name="thread-in-another-network-namespace",
         program="""
-def other():
-    check(libc.unshare(0x40000000)); sleep()
-threading.Thread(target=other, daemon=True).start(); time.sleep(0.1)
+thread(lambda: check(libc.unshare(0x40000000)))
 """,
     ),
     Case(
         name="child-in-another-network-namespace",
-        program="child(lambda: (check(libc.unshare(0x40000000)), sleep())); time.sleep(0.1)",
+        program="busy(lambda: check(libc.unshare(0x40000000)))",
         codes=codes("nested-namespace"),
         moves=False,
     ),
     Case(
         name="thread-with-descriptors-of-its-own",
         program="""
-def other():
-    check(libc.unshare(0x400)); sleep()
-threading.Thread(target=other, daemon=True).start(); time.sleep(0.1)
+thread(lambda: check(libc.unshare(0x400)))
 """,
     ),
     Case(
         name="thread-with-a-directory-of-its-own",
         program="""
-def other():
-    check(libc.unshare(0x200)); os.chdir("/tmp"); sleep()
-threading.Thread(target=other, daemon=True).start(); time.sleep(0.1)
+thread(lambda: (check(libc.unshare(0x200)), os.chdir("/tmp")))
 """,
     ),
     Case(
@@ -98,7 +92,7 @@ os.unlink(path("d/s")); os.rmdir(path("d"))
         name="terminal-as-a-controlling-one",
         program="""
 master, slave = os.openpty()
-child(lambda: (os.setsid(), fcntl.ioctl(slave, 0x540e, 0), sleep())); time.sleep(0.1)
+busy(lambda: (os.setsid(), fcntl.ioctl(slave, 0x540e, 0)))
 """,
     ),
     Case(
@@ -210,7 +204,7 @@ kept = socket.socketpair(); socket.send_fds(kept[0], [b"x"], [kept[1].fileno()])
     Case(
         name="namespace-file-of-another",
         program="""
-pid = child(lambda: (check(libc.unshare(0x40000000)), sleep())); time.sleep(0.1)
+pid = busy(lambda: check(libc.unshare(0x40000000)))
 kept = open(f"/proc/{pid}/ns/net"); os.kill(pid, 9); os.waitpid(pid, 0)
 """,
         codes=codes("namespace-file"),

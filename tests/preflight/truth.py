@@ -53,6 +53,32 @@ def child(function):
         function()
         os._exit(0)
     return pid
+def busy(function):
+    # a child that has done this, and sleeps
+    ends = os.pipe()
+    def work():
+        os.close(ends[0])
+        function()
+        os.write(ends[1], b"x")
+        os.close(ends[1])
+        sleep()
+    pid = child(work)
+    os.close(ends[1])
+    if os.read(ends[0], 1) != b"x":
+        sys.exit()
+    os.read(ends[0], 1)
+    os.close(ends[0])
+    return pid
+def thread(function):
+    # a thread that has done this, and sleeps
+    done = threading.Event()
+    def work():
+        function()
+        done.set()
+        sleep()
+    threading.Thread(target=work, daemon=True).start()
+    if not done.wait(9):
+        sys.exit()
 def failed(kind, error, _traceback):
     with open(path("errors"), "w") as file:
         file.write(f"{kind.__name__}: {error}")
