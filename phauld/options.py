@@ -160,6 +160,8 @@ def decided(options: types_pb2.Options, chosen: ChosenOptions) -> types_pb2.Opti
     """The options with what phaul chose by itself filled in, as the destination needs them."""
     message = types_pb2.Options()
     message.CopyFrom(options)
+    if chosen.tcp_established:
+        message.tcp_policy = types_pb2.TCP_POLICY_KEEP
     message.shell_job = chosen.shell_job
     message.ext_unix_sk = chosen.ext_unix_sk
     message.file_locks = chosen.file_locks

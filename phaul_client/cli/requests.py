@@ -94,7 +94,8 @@ _TO: Final = click.option("--to", "destination", type=parameters.DESTINATION, me
 _DECLARATIONS: Final[tuple[Callable[[Any], Any], ...]] = (
     _choice("--mode", "Mode", "How memory gets there; default auto: phaul chooses and says why."),
     _choice("--restore", "RestoreMode", "All memory before it runs there (eager), or filled in while it runs (lazy)."),
-    _choice("--tcp", "TcpPolicy", "Established TCP connections: refuse to move (default), move them, or close them."),
+    _choice("--tcp", "TcpPolicy", "Established TCP connections: refuse to move (default), move them, or close them. "
+                                  "Those over loopback within the tree move along by themselves."),
     click.option("--move-address", multiple=True, type=parameters.ADDRESS, metavar="ADDR[/LEN][@IFACE]",
                  help="Move this address of the node along, to IFACE there; implies --tcp keep. Repeatable."),
     click.option("--hook", multiple=True, type=parameters.HOOK, metavar="PATH|grpc:TARGET",

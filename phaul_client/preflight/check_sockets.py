@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from phaul_client.preflight.model import FileKind, InetSocket, OtherSocket, TreeFacts, UnixSocket
-from phaul_client.preflight.options import LISTEN, ChosenOptions, is_connected, is_stream
+from phaul_client.preflight.options import LISTEN, ChosenOptions, inner, is_connected, is_stream
 from phaul_client.preflight.problems import Problem, error, info, warning
 from phaul_client.preflight.wishes import TcpPolicy, Wishes
 
@@ -16,8 +16,10 @@ _TIME_WAIT, _SYN_RECEIVED = 6, 3
 
 def check_sockets(tree: TreeFacts, chosen: ChosenOptions, wishes: Wishes) -> Iterator[Problem]:
     """Connections, sockets that criu does not know, and ends that stay behind."""
+    own = inner(tree)
     for inet in tree.inet_sockets:
-        yield from _inet(inet, tree, chosen, wishes)
+        policy = TcpPolicy.KEEP if inet in own and wishes.tcp is TcpPolicy.REFUSE else wishes.tcp
+        yield from _inet(inet, tree, chosen, policy)
     for other in tree.other_sockets:
         yield from _other(other, tree)
     ends = {end.target: f"pid {end.pid} ({end.name})" for end in tree.outside_ends}
@@ -27,13 +29,13 @@ def check_sockets(tree: TreeFacts, chosen: ChosenOptions, wishes: Wishes) -> Ite
     yield from _pipes(tree, ends)
 
 
-def _inet(inet: InetSocket, tree: TreeFacts, chosen: ChosenOptions, wishes: Wishes) -> Iterator[Problem]:
+def _inet(inet: InetSocket, tree: TreeFacts, chosen: ChosenOptions, policy: TcpPolicy) -> Iterator[Problem]:
     owner = tree.process(inet.pid)
     if inet.corked:
         message = f"a UDP socket of {owner} holds back what it sends (UDP_CORK), which criu cannot carry"
         yield error("udp-corked", inet.local, message, "try again when it has sent")
     elif is_connected(inet):
-        yield _connection(inet, owner, wishes.tcp)
+        yield _connection(inet, owner, policy)
     elif inet.protocol == "tcp" and inet.state == LISTEN and inet.waiting:
         many = f"{inet.waiting} connection(s) to {owner} wait to be accepted"
         if chosen.tcp_skip_in_flight:

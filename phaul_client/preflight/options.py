@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 
 from phaul_client.preflight.model import FileKind, InetSocket, OpenFile, TreeFacts, UnixSocket
+from phaul_client.preflight.proc_text import plain_address
 from phaul_client.preflight.wishes import GHOST_CEILING_BYTES, TcpPolicy, Wishes
 
 LISTEN = 10
@@ -54,14 +56,19 @@ def choose_options(tree: TreeFacts, wishes: Wishes) -> ChosenOptions:
         return value
 
     connected = [each for each in tree.inet_sockets if is_connected(each)]
-    keep = bool(connected) and wishes.tcp is TcpPolicy.KEEP
+    only_inner = bool(connected) and wishes.tcp is TcpPolicy.REFUSE and inner(tree).issuperset(connected)
+    keep = only_inner or (bool(connected) and wishes.tcp is TcpPolicy.KEEP)
     return ChosenOptions(
         shell_job=choose("shell_job", wishes.shell_job, _session_cause(tree)),
         ext_unix_sk=choose("ext_unix_sk", wishes.ext_unix_sk, _unix_cause(tree)),
         file_locks=choose("file_locks", wishes.file_locks, _lock_cause(tree)),
         link_remap=choose("link_remap", None, _link_cause(tree)),
         ghost_limit_bytes=_ghost_limit(tree, wishes, reasons),
-        tcp_established=choose("tcp_established", keep, ""),
+        tcp_established=choose(
+            "tcp_established",
+            None if only_inner else keep,
+            "all its connections are to itself, over loopback" if only_inner else "",
+        ),
         tcp_close=choose("tcp_close", wishes.tcp is TcpPolicy.CLOSE and bool(connected), ""),
         tcp_skip_in_flight=choose("tcp_skip_in_flight", None, _in_flight_cause(tree, wishes)),
         evasive_devices=choose("evasive_devices", None, _device_cause(tree)),
@@ -73,6 +80,20 @@ def choose_options(tree: TreeFacts, wishes: Wishes) -> ChosenOptions:
 def is_connected(each: InetSocket) -> bool:
     """Whether it is a TCP socket with a connection, in whatever state."""
     return each.protocol == "tcp" and each.state not in UNCONNECTED
+
+
+def inner(tree: TreeFacts) -> frozenset[InetSocket]:
+    """The connections over loopback whose ends are both in the tree: they mean the same on every node."""
+    connections = {
+        (plain_address(each.local_address), each.local_port, plain_address(each.remote_address), each.remote_port): each
+        for each in tree.inet_sockets
+        if is_connected(each)
+    }
+    return frozenset(
+        each
+        for (local, port, remote, remote_port), each in connections.items()
+        if (remote, remote_port, local, port) in connections and ipaddress.ip_address(remote).is_loopback
+    )
 
 
 def is_stream(unix: UnixSocket) -> bool:

@@ -140,7 +140,7 @@ async def test_full_connections_within_the_tree(daemons: Nodes) -> None:
     await start(a, FULL)
     await says(a, ["full"])
 
-    status, report = await migrate(a, "program", b, "--tcp", "keep")
+    status, report = await migrate(a, "program", b)
 
     assert status == 0, report
     assert "phaul_restore" not in (await b.run(["nft", "list", "tables"])).stdout

@@ -56,6 +56,14 @@ def stream_server(stage: Stage) -> Iterator[None]:
 
 
 @contextmanager
+def tcp_server(stage: Stage) -> Iterator[None]:
+    """A TCP server that the program connects to."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stage.file("port").write_text(str(server.getsockname()[1]))
+        yield
+
+
+@contextmanager
 def datagram_server(stage: Stage) -> Iterator[None]:
     """A unix socket that the program sends to, as /dev/log."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:

@@ -204,6 +204,20 @@ def test_the_tcp_policy_sets_the_options_of_criu(policy: TcpPolicy, options: tup
     assert (idle.tcp_established, idle.tcp_close, idle.network_lock) == (False, False, "skip")
 
 
+def test_connections_of_the_tree_to_itself_are_kept_unless_they_are_to_be_closed() -> None:
+    one = replace(socket(state=1), local_address="127.0.0.1", remote_address="127.0.0.1")
+    other = replace(one, inode=2, local_address="::ffff:127.0.0.1", local_port=5000, remote_port=80)
+    other = replace(other, remote_address="::ffff:127.0.0.1")
+    tree = TreeFacts(root_pid=7, processes=(PROCESS,), inet_sockets=(one, other))
+    chosen = choose_options(tree, Wishes())
+    assert (chosen.tcp_established, chosen.tcp_close, chosen.network_lock) == (True, False, "nftables")
+    closed = choose_options(tree, Wishes(tcp=TcpPolicy.CLOSE))
+    assert (closed.tcp_established, closed.tcp_close) == (False, True)
+    for outside in (one, replace(other, local_port=5001), socket(state=1)):  # its other end is nowhere in the tree
+        beside = replace(tree, inet_sockets=(one, other, replace(outside, inode=3, remote_port=5002)))
+        assert not choose_options(beside, Wishes()).tcp_established
+
+
 def socket(state: int) -> InetSocket:
     return InetSocket(
         protocol="tcp",
