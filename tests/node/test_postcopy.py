@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.criu, pytest.mark.timeout(120)]
 HEARTBEAT: Final = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "victims/heartbeat.py")]
 PIPE_BYTES: Final = 4 << 20
 SLOW_BYTES_PER_SECOND: Final = 16 << 20
+CRAWLING_BYTES_PER_SECOND: Final = 128 << 10
 #: At the destination: ends the connections to the data port, and refuses new ones.
 CUT_DATA_PORT: Final = """
 add table inet cut
@@ -65,7 +66,7 @@ class Victim:
     def count(self) -> int:
         return read_beats(self.file).count
 
-    async def beats_on(self, timeout_seconds: float = 10) -> None:
+    async def beats_on(self, timeout_seconds: float = 30) -> None:
         count = self.count
         await until(lambda: self.count > count + 10, timeout_seconds)
 
@@ -182,9 +183,11 @@ async def test_phauld_stopped_while_it_fills_goes_on_when_it_is_back(slow: Nodes
 
 async def stall(nodes: Nodes, *options: str) -> tuple[Process, int]:
     """A move whose restore does not get on: the relay of the destination is stopped; its PID there."""
+    await nodes.a.limit_bandwidth(CRAWLING_BYTES_PER_SECOND)  # so that the restore is not over before that
     move = await start_move(nodes, *options)
     relay = await until(lambda: found(nodes.b, "fetch") or 0)
     await nodes.b.run(["kill", "-STOP", str(relay)])
+    await nodes.a.limit_bandwidth(None)
     await until_phase(nodes.a, "restoring")
     return move, relay
 
@@ -203,7 +206,7 @@ async def test_a_phauld_killed_before_the_commit_leaves_it_at_the_source(
     node = daemons.a if killed == "a" else daemons.b
     await node.kill_phauld()
     await node.start_phauld()
-    await victim.beats_on(20)
+    await victim.beats_on()
     await victim.check(daemons.a)
     await until(lambda: not heartbeats(daemons.b) and not found(daemons.b, "fetch") and not found(daemons.a, "serve"))
 
