@@ -17,6 +17,7 @@ SYNC_FEATURE: Final = "sync-v1"
 LAZY_TLS_FEATURE: Final = "lazy-tls-v1"  #: the relays of post-copy speak TLS
 PODMAN_FEATURE: Final = "podman-v1"
 CGROUP_LIMITS_FEATURE: Final = "cgroup-limits-v1"  #: and may use no more there
+SAME_PAGES_FEATURE: Final = "same-pages-v1"  #: FilePiece.pages
 RESTART_FEATURE: Final = "restart-v1"  #: workloads are started again there, too
 
 

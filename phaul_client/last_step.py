@@ -24,6 +24,7 @@ from phaul_client.commit import Do, Event, Phase
 from phaul_client.config import Config
 from phaul_client.coordinator import Coordinator
 from phaul_client.cork import uncork
+from phaul_client.early_images import EarlyImages
 from phaul_client.errors import PeerError, PhaulError
 from phaul_client.guarding import Guard, GuardedDump
 from phaul_client.images import open_directory, relative_parent
@@ -80,6 +81,7 @@ class LastStep(Coordinator):
         self.let_go: Callable[[], Awaitable[None]] = _nothing  #: of a tree that is held back; see `local.LetsGo`
         self._guarded = GuardedDump(case.migration_id, settings.guard)
         self.cargo = settings.cargo or Cargo(case.remote)
+        self._early = EarlyImages(case.remote)
         self.pause_seconds: float | None = None
         self.dump_stats: DumpStats | None = None
         self._dumped_at = 0.0  # on the monotonic clock, once criu has said so
@@ -209,16 +211,18 @@ class LastStep(Coordinator):
     async def _copy_images(self) -> Event:
         try:
             await self.cargo.send_rest()
+            await self._early.finish()
             pieces = itertools.chain(self._image_pieces(), self.cargo.tails())
-            self.image_bytes = (await self._remote.put_images(pieces)).bytes
+            self.image_bytes = self._early.bytes + (await self._remote.put_images(pieces)).bytes
             self.steps += await self.cargo.finish()
-        except (PhaulError, OSError, TimeoutError) as exc:
+        except (PhaulError, OSError, ValueError, TimeoutError) as exc:
             return self._failed(exc)
         return Event.IMAGES_COPIED
 
     def _image_pieces(self) -> Iterator[remote_pb2.FilePiece]:
         """Read while those before them are on their way. Raises `OSError`."""
-        for piece in image_pieces(self._directory, self._remote.image_index):
+        self._image_names |= self._early.names
+        for piece in image_pieces(self._directory, self._remote.image_index, but=self._early.names):
             self._image_names.add(piece.image_name)
             yield piece
 

@@ -6,7 +6,7 @@ Inside the freeze a message costs more than a small file, so many files share on
 import errno
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,15 +18,19 @@ MESSAGE_PIECES: Final = 100  #: the other node writes these while the next ones 
 _IMAGE: Final = ".img"
 
 
-def image_pieces(directory: Path, index: int) -> Iterator[remote_pb2.FilePiece]:
-    """The images of one round, without its logs. Raises `OSError`.
+def image_pieces(
+    directory: Path, index: int, names: Collection[str] = (), *, but: Collection[str] = ()
+) -> Iterator[remote_pb2.FilePiece]:
+    """The images of one round, without its logs; of these `names`, if there are such, or all `but` these.
+
+    Raises `OSError`.
 
     There is one for each TCP connection, and the tree stands still: paths are text here, and a file is opened once.
     """
     place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for name in sorted(os.listdir(place)):
-            if not name.endswith(_IMAGE) or (descriptor := _open_file(name, place)) is None:
+        for name in sorted(names or os.listdir(place)):
+            if not name.endswith(_IMAGE) or name in but or (descriptor := _open_file(name, place)) is None:
                 continue
             try:
                 for piece in _pieces_of(descriptor, 0):
@@ -36,6 +40,15 @@ def image_pieces(directory: Path, index: int) -> Iterator[remote_pb2.FilePiece]:
                 os.close(descriptor)
     finally:
         os.close(place)
+
+
+def content_pieces(name: str, index: int, content: bytes) -> Iterator[remote_pb2.FilePiece]:
+    """An image that is in no file."""
+    for position in range(0, len(content), PIECE_BYTES):
+        data = content[position : position + PIECE_BYTES]
+        piece = _piece(len(content), position, data)
+        piece.image_name, piece.index = name, index
+        yield piece
 
 
 def carried_pieces(path: Path, offset_bytes: int = 0) -> Iterator[remote_pb2.FilePiece]:
@@ -70,10 +83,14 @@ def _pieces_of(descriptor: int, offset_bytes: int) -> Iterator[remote_pb2.FilePi
     position = min(offset_bytes, size_bytes)
     while True:
         data = os.pread(descriptor, min(PIECE_BYTES, size_bytes - position), position)
-        yield remote_pb2.FilePiece(size_bytes=size_bytes, offset_bytes=position, crc32=zlib.crc32(data), data=data)
+        yield _piece(size_bytes, position, data)
         position += len(data)
         if not data or position >= size_bytes:
             return
+
+
+def _piece(size_bytes: int, position: int, data: bytes) -> remote_pb2.FilePiece:
+    return remote_pb2.FilePiece(size_bytes=size_bytes, offset_bytes=position, crc32=zlib.crc32(data), data=data)
 
 
 def messages(migration_id: str, pieces: Iterable[remote_pb2.FilePiece]) -> Iterator[remote_pb2.PutImagesRequest]:
@@ -88,3 +105,26 @@ def messages(migration_id: str, pieces: Iterable[remote_pb2.FilePiece]) -> Itera
         size_bytes += piece_bytes
     if message.pieces:
         yield message
+
+
+async def one_by_one(requests: Iterable[remote_pb2.PutImagesRequest]) -> AsyncIterator[remote_pb2.PutImagesRequest]:
+    """What is at hand, for who waits for what is made."""
+    for request in requests:
+        yield request
+
+
+class Told:
+    """Requests for gRPC, which makes a cancellation of what its generator raises."""
+
+    def __init__(self, requests: AsyncIterator[remote_pb2.PutImagesRequest]) -> None:
+        self._requests = requests
+        self.failure: Exception | None = None
+
+    async def each(self) -> AsyncIterator[remote_pb2.PutImagesRequest]:
+        """They."""
+        try:
+            async for request in self._requests:
+                yield request
+        except (OSError, ValueError) as exc:
+            self.failure = exc
+            raise

@@ -60,6 +60,7 @@ class PostcopyLocal(CriuLocal):
         self._serving: asyncio.Task[None] | None = None
         self._criu: dict[str, Any] = {}
         self._frozen_at = 0.0
+        self._is_whole = True  # no rounds before
         self._hurried: tuple[int, ...] = ()
 
     async def dump_copy_serve(self, criu: Criu, config: Config, last_client_images_path: Path | None) -> None:
@@ -69,11 +70,13 @@ class PostcopyLocal(CriuLocal):
             async with self._under_way(config) as descriptor:
                 if last_client_images_path is None:  # else every page would count as written to
                     await collapse_tree(config.pid)
+                self._is_whole = last_client_images_path is None
                 options = await self._options(descriptor, last_client_images_path)
                 swrk, page_fd = await self._prepare(options)
                 options = dataclasses.replace(options, lazy_pages_fd=page_fd)
                 await self._see_through(asyncio.create_task(criu.dump(options, on_notify=self._notified, swrk=swrk)))
         finally:
+            await self._early.aclose()
             self._calm()
 
     async def _prepare(self, options: DumpOptions) -> tuple[Swrk, int]:
@@ -162,6 +165,9 @@ class PostcopyLocal(CriuLocal):
             case "status-ready":
                 self._serving = asyncio.create_task(self._serve(), name=f"serve-{self._migration_id}")
         await super()._notified(notification)
+        if notification.name == "query-ext-files":  # it holds every task, and has dumped none
+            assert self._config is not None
+            self._early.begin(self._config.pid, self._directory, brings_own_pages=self._is_whole)
 
     async def _serve(self) -> None:
         """From the served pages to the last one."""

@@ -15,10 +15,11 @@ from typing import Any, Final, Protocol, Self, TypeVar
 import grpc
 
 from phaul.v1 import remote_pb2, remote_pb2_grpc, types_pb2
+from phaul_client.compatibility import SAME_PAGES_FEATURE
 from phaul_client.errors import PeerError, PeerRefused, PeerUnavailable, PhaulError, RemoteProtocolError
 from phaul_client.lease import Lease
 from phaul_client.pacing import set_pace
-from phaul_client.pieces import messages
+from phaul_client.pieces import Told, messages, one_by_one
 from phaul_client.pipe import PagePipe, PipeTls
 from phaul_client.pipe_choice import COMPRESSIONS
 from phaul_client.status import from_rpc_error
@@ -68,6 +69,7 @@ class GrpcRemote:
         self._lease: Lease | None = None
         self.on_lost: Callable[[PeerError], None] = lambda _: None  #: told once, when the lease cannot be renewed
         self._limit_bytes_per_second = 0
+        self.takes_same_pages = False  #: see `same_pages.py`
 
     async def __aenter__(self) -> Self:
         return self
@@ -129,6 +131,7 @@ class GrpcRemote:
         if self._pipe is not None and not answer.HasField("page_pipe"):
             raise PeerRefused(self.address, "it does not know page pipes", reason="PEER_INCOMPATIBLE")
         self._destination_node_id = answer.destination.node_id
+        self.takes_same_pages = SAME_PAGES_FEATURE in answer.destination.api_features
         host = self.address.rpartition(":")[0].strip("[]")
         seconds = answer.lease.seconds + answer.lease.nanos / 1e9
         if not 0 < seconds <= MAX_LEASE_SECONDS:
@@ -175,22 +178,18 @@ class GrpcRemote:
 
     async def put_images(self, pieces: Iterable[remote_pb2.FilePiece]) -> remote_pb2.PutImagesResponse:
         """Send files. Raises `PeerError`, and `OSError` for a file that cannot be read here."""
+        return await self.put_images_as_made(one_by_one(messages(self.migration_id, pieces)))
 
-        failures: list[OSError] = []  # gRPC makes a cancellation of what its generator raises
-
-        async def stream() -> AsyncIterator[remote_pb2.PutImagesRequest]:
-            try:
-                for message in messages(self.migration_id, pieces):
-                    yield message
-            except OSError as exc:
-                failures.append(exc)
-                raise
-
+    async def put_images_as_made(
+        self, requests: AsyncIterator[remote_pb2.PutImagesRequest]
+    ) -> remote_pb2.PutImagesResponse:
+        """Send files while they are made. Raises `PeerError`, and what `requests` raises."""
+        told = Told(requests)
         try:
-            return await self._call(self._stub.PutImages(stream(), timeout=PUT_IMAGES_SECONDS))
+            return await self._call(self._stub.PutImages(told.each(), timeout=PUT_IMAGES_SECONDS))
         except (PeerError, asyncio.CancelledError):
-            if failures:
-                raise failures[0] from None
+            if told.failure is not None:
+                raise told.failure from None
             raise
 
     async def put_files(

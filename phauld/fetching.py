@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
@@ -95,10 +94,9 @@ class Fetching:
             raise LazyPagesFailed("lazy-pages", f"ended with {status}")
 
     def make_way(self) -> None:
-        """The tree is about to run: on a node of one processor it would wait for its own pages until `calm_soon`."""
-        if len(os.sched_getaffinity(0)) == 1:
-            for pid in descendants(self.relay.process["pid"]):
-                calm(pid)
+        """The tree is about to run: else it would wait for a processor, while its own memory is filled."""
+        for pid in descendants(self.relay.process["pid"]):
+            calm(pid)
 
     async def wait(self, root: Mapping[str, Any]) -> None:
         """Wait for every page. Raises `LazyPagesFailed`: pages are lost, and the tree was killed."""

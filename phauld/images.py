@@ -14,6 +14,7 @@ from typing import Final, Self
 
 from phaul.v1 import remote_pb2
 from phaul_client.errors import ImageCorrupt, InvalidRequest
+from phaul_client.same_pages import PageReader
 
 _IMAGE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.img")
 #: These come over the page stream, from criu to criu.
@@ -37,6 +38,7 @@ class ImageWriter:
         self._descriptor = -1
         self._position = 0
         self._size = 0
+        self._same = PageReader()
         self.image_names: set[str] = set()
         self.files = 0
         self.bytes = 0
@@ -47,6 +49,8 @@ class ImageWriter:
         data, size_bytes, offset_bytes = piece.data, piece.size_bytes, piece.offset_bytes
         if zlib.crc32(data) != piece.crc32:
             raise ImageCorrupt(f"{_name(path)}: the checksum of the piece at {offset_bytes} does not match")
+        if piece.pages:
+            data = self._same.decode(piece.pages, data)
         if size_bytes > _MAX_FILE_BYTES:
             raise InvalidRequest(f"{_name(path)}: no file has {size_bytes} bytes")
         if offset_bytes + len(data) > size_bytes:

@@ -17,6 +17,7 @@ from phaul_client.compatibility import (
     NEEDED,
     PODMAN_FEATURE,
     RESTART_FEATURE,
+    SAME_PAGES_FEATURE,
     SYNC_FEATURE,
 )
 from phaul_client.hook_calls import HookSettings
@@ -36,6 +37,7 @@ API_FEATURES: Final = (
     PODMAN_FEATURE,
     RESTART_FEATURE,
     CGROUP_LIMITS_FEATURE,
+    SAME_PAGES_FEATURE,
 )
 _CAP_SYS_RESOURCE: Final = 24  # linux/capability.h
 _TCP_INFO_BYTES: Final = 128

@@ -48,6 +48,7 @@ PURE: Final = frozenset(
         "phaul_client.page_frames",
         "phaul_client.pipe_choice",
         "phaul_client.policy",
+        "phaul_client.same_pages",
         "phaul_client.preflight.checks",
         "phaul_client.relay_courtesy",
         "phaul_client.relay_frames",
