@@ -23,6 +23,8 @@ EAGER_RESTORE_SECONDS_PER_BYTE: Final = 0.65e-9
 """Measured natively: 0.6 to 0.8 s for 1 GiB."""
 LAZY_GAIN_SECONDS: Final = 0.02
 """A lazy restore that gains less is not worth a second process that the tree depends on."""
+MUCH_SHARED_BYTES: Final = 64 << 20
+"""So much more memory for good is worth a longer pause, where it is more than the tree has otherwise."""
 FIXED_PAUSE_SECONDS: Final = 0.05
 """Stop, state dump and restore of a tree without memory, measured natively."""
 
@@ -83,6 +85,10 @@ class Wish:
     downtime_goal_seconds: float = 0.3
     memory_bytes: int = 0
     """Resident memory of the tree; 0 if unknown."""
+    own_bytes: int = 0
+    """Anonymous memory of the tree, with what its processes share counted once."""
+    forked_bytes: int = 0
+    """How much more that would be if they shared nothing since a fork, as after a lazy restore."""
     bandwidth_bytes_per_second: float | None = None
     """Of the path to the destination, measured or limited; None if unknown."""
     allow_postcopy: bool = False
@@ -170,13 +176,23 @@ def _restore_mode(wish: Wish, mode: Mode, destination: NodeCapabilities) -> tupl
     if wish.restore_mode is not RestoreMode.AUTO:
         return wish.restore_mode, f"{wish.restore_mode} restore: asked for"
     if mode in (Mode.POST_COPY, Mode.HYBRID):
-        return RestoreMode.LAZY, f"lazy restore: part of {mode}"
+        return RestoreMode.LAZY, f"lazy restore: part of {mode}{_and_shares_no_more(wish)}"
     if not destination.lazy_pages:
         return RestoreMode.EAGER, f"eager restore: {destination.name} has no lazy pages"
     gain_seconds = wish.memory_bytes * EAGER_RESTORE_SECONDS_PER_BYTE
     if wish.memory_bytes and gain_seconds < LAZY_GAIN_SECONDS:
         return RestoreMode.EAGER, f"eager restore: lazy would gain {gain_seconds * 1000:.0f} ms only"
+    if shares := _and_shares_no_more(wish):
+        return RestoreMode.EAGER, f"eager restore: lazy would gain {gain_seconds:.1g} s{shares}"
     return RestoreMode.LAZY, "lazy restore: the pause does not grow with memory"
+
+
+def _and_shares_no_more(wish: Wish) -> str:
+    """What a lazy restore does to processes that share much of their memory since a fork; "" if they do not."""
+    if wish.forked_bytes < max(MUCH_SHARED_BYTES, wish.own_bytes):
+        return ""
+    then, now = (wish.own_bytes + wish.forked_bytes) >> 20, wish.own_bytes >> 20
+    return f", but no memory would be shared since a fork any more: it is {now} MiB now, and would be {then}"
 
 
 def _criu_problems(node: NodeCapabilities) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from phaul_client.containers.inspect import describe
 from phaul_client.containers.mounts import dump_externals
 from phaul_client.containers.podman import make_archive
 from phaul_client.errors import PhaulError
+from phaul_client.forked_memory import ForkedMemory, forked_memory
 from phaul_client.modes import NodeCapabilities, Wish
 from phaul_client.pipe_choice import is_loopback
 from phaul_client.preflight import ChosenOptions
@@ -63,7 +65,9 @@ class Departure:
         self.tree = findings.tree
         container = await self._look_here(findings)
         await self._ask(remote, findings, container)
-        decision = decide(self._asked(options, container), self._capabilities(), record.destination, self._way())
+        forked = await asyncio.to_thread(forked_memory, self._target.pid)
+        asked = self._asked(options, container, forked)
+        decision = decide(asked, self._capabilities(), record.destination, self._way())
         record.page_stream = decision.pipe.text
         record.mode = MODE_VALUES[decision.mode]
         record.restore_mode = RESTORE_MODE_VALUES[decision.choice.restore_mode]
@@ -137,12 +141,14 @@ class Departure:
         self._record.problems.extend(answer.problems)
         refuse(list(answer.problems))
 
-    def _asked(self, options: Options, container: types_pb2.Container) -> Asked:
+    def _asked(self, options: Options, container: types_pb2.Container, forked: ForkedMemory) -> Asked:
         wish = Wish(
             mode=options.mode,
             restore_mode=options.restore_mode,
             downtime_goal_seconds=options.downtime_goal_seconds,
             memory_bytes=resident_bytes(self._target.pid),
+            own_bytes=forked.own_bytes,
+            forked_bytes=forked.shared_bytes,
             allow_postcopy=options.postcopy_after_seconds is not None,
         )
         return Asked(

@@ -76,6 +76,31 @@ def test_auto(
     assert (choice.mode, choice.restore_mode) == (mode, restore_mode)
 
 
+FORKED = replace(BIG, own_bytes=100 * MIB, forked_bytes=400 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("wish", "restore_mode"),
+    [
+        (FORKED, RestoreMode.EAGER),
+        (replace(FORKED, own_bytes=400 * MIB), RestoreMode.EAGER),
+        (replace(FORKED, own_bytes=401 * MIB), RestoreMode.LAZY),
+        (replace(FORKED, own_bytes=1 * MIB, forked_bytes=63 * MIB), RestoreMode.LAZY),
+        (replace(FORKED, restore_mode=RestoreMode.LAZY), RestoreMode.LAZY),
+        (replace(FORKED, mode=Mode.POST_COPY), RestoreMode.LAZY),
+    ],
+    ids=["much more", "as much again", "less than there is", "not much", "asked for", "post-copy"],
+)
+def test_what_processes_share_since_a_fork_stays_shared(wish: Wish, restore_mode: RestoreMode) -> None:
+    assert chosen(wish, BLIND).restore_mode is restore_mode
+
+
+def test_the_reasons_say_what_becomes_of_shared_memory() -> None:
+    shares = "no memory would be shared since a fork any more: it is 100 MiB now, and would be 500"
+    assert chosen(FORKED, BLIND).reasons[-1] == f"eager restore: lazy would gain 0.3 s, but {shares}"
+    assert chosen(replace(FORKED, mode=Mode.POST_COPY), BLIND).reasons[-1].endswith(f"part of post-copy, but {shares}")
+
+
 def test_the_reasons_say_what_was_missing() -> None:
     assert "the kernel of a does not track memory" in " ".join(chosen(BIG, BLIND).reasons)
     assert "b has no lazy pages" in " ".join(chosen(BIG, ABLE, EAGER_ONLY).reasons)
