@@ -14,6 +14,7 @@ from phaul_client.errors import ImageCorrupt
 
 PAGE_BYTES: Final = 4096
 MOST_PAGES: Final = 8192  #: so many are remembered at either end
+PIECE_PAGES: Final = 256  #: at most, whatever it says: a number is small, and its page is not
 
 
 class PageWriter:
@@ -45,6 +46,8 @@ class PageReader:
 
     def decode(self, numbers: Sequence[int], new: bytes) -> bytes:
         """The content of a piece. Raises `ImageCorrupt`."""
+        if len(numbers) > PIECE_PAGES:
+            raise ImageCorrupt(f"a piece of {len(numbers)} pages")
         pages, found, position = self._pages, [], 0
         for number in numbers:
             if number < len(pages):

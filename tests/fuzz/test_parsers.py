@@ -210,15 +210,17 @@ def pieces() -> st.SearchStrategy[list[remote_pb2.FilePiece]]:
         st.just({}),
     )
     one = st.builds(
-        lambda target, data, size, offset, mode, right: fix(
-            remote_pb2.FilePiece(**target, data=data, size_bytes=size, offset_bytes=offset, mode=mode), right
+        lambda target, data, size, offset, mode, right, pages: fix(
+            remote_pb2.FilePiece(**target, data=data, size_bytes=size, offset_bytes=offset, mode=mode, pages=pages),
+            right,
         ),
         targets,
-        st.binary(max_size=8),
+        st.one_of(st.binary(max_size=8), st.just(b"x" * 4096)),
         st.one_of(st.integers(0, 16), numbers(0, 2**64 - 1)),
         st.one_of(st.integers(0, 16), numbers(0, 2**64 - 1)),
         numbers(0, 2**32 - 1),
         st.booleans(),
+        st.one_of(st.just([]), st.lists(st.one_of(st.integers(0, 3), numbers(0, 2**32 - 1)), max_size=4)),
     )
     return st.lists(one, max_size=5)
 

@@ -40,8 +40,15 @@ def test_a_page_travels_once() -> None:
 
 @pytest.mark.parametrize(
     ("numbers", "new"),
-    [([1], image([1])), ([0, 0], image([1, 2])), ([0], b""), ([0], b"short"), ([0, 1], image([1]))],
-    ids=["never came", "more than is said", "nothing came", "half a page", "one is missing"],
+    [
+        ([1], image([1])),
+        ([0, 0], image([1, 2])),
+        ([0], b""),
+        ([0], b"short"),
+        ([0, 1], image([1])),
+        ([0] * 257, image([1])),
+    ],
+    ids=["never came", "more than is said", "nothing came", "half a page", "one is missing", "a bomb"],
 )
 def test_what_cannot_be_is_refused(numbers: list[int], new: bytes) -> None:
     with pytest.raises(ImageCorrupt):
