@@ -49,7 +49,7 @@ class Bench:
         self.links = links
         self.nodes = {"a": nodes.a, "b": nodes.b}
         self.client = nodes.client
-        self._criu = criu
+        self._programs = {name: gate.program for name, gate in criu.items()}
         self._numbers = itertools.count(1)
         self._channels = {name: grpc.aio.insecure_channel(node.daemon.target, options=_CHANNEL) for name, node in
                           self.nodes.items()}  # fmt: skip
@@ -62,6 +62,10 @@ class Bench:
         """The way from a to b."""
         return self.links["a"]
 
+    def use_criu(self, name: str, program: Path) -> None:
+        """Without a gate; before the daemons start."""
+        self._programs[name] = program
+
     async def start(self, **settings: object) -> None:
         """Start both daemons."""
         self.settings = settings
@@ -72,7 +76,7 @@ class Bench:
     async def start_daemon(self, name: str) -> None:
         """Start a node's phauld."""
         await self.nodes[name].start_phauld(
-            criu=self._criu[name].program,
+            criu=self._programs[name],
             memory_images_dir=MEMORY_DIR,
             lease_seconds=LEASE_SECONDS,
             log_level="debug",

@@ -62,7 +62,21 @@ class Victim:
     """A tree of the program; a child of ours."""
 
     def __init__(self, tools: Tools, directory: Path, processes: int, threads: int, shift: int = 0) -> None:
+        self.lay_out(tools, directory, processes, threads, shift)
+        self._process = subprocess.Popen(
+            self.argv,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.begin(self._process.pid)
+
+    def lay_out(self, tools: Tools, directory: Path, processes: int, threads: int, shift: int) -> None:
+        """Its files, and `argv`, which begins in `directory`."""
         directory.mkdir()
+        self.directory = directory
         self.threads = threads
         self._shift = shift
         self._tasks = range(processes * threads)
@@ -72,24 +86,26 @@ class Victim:
             self._slots = mmap.mmap(file.fileno(), 0)
         for task in self._tasks:
             os.mkfifo(directory / f"pipe-{task}")
-        self._process = subprocess.Popen(
-            [tools.victim, slots, str(processes), str(threads), str(shift)],
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
+        self.argv = [str(word) for word in (tools.victim, slots, processes, threads, shift)]
+
+    def begin(self, pid: int) -> None:
+        """Once it was started."""
+        self.pid = pid
         deadline = time.monotonic() + START_SECONDS
         while not all(self._word(task, TID) for task in self._tasks):
-            assert time.monotonic() < deadline, self._process.poll()
+            assert time.monotonic() < deadline, self.has_ended()
             time.sleep(0.002)
         self._pipes = {
-            task: os.open(directory / f"pipe-{task}", os.O_WRONLY) for task in self._tasks if self._kind(task) == READS
+            task: os.open(self.directory / f"pipe-{task}", os.O_WRONLY)
+            for task in self._tasks
+            if self._kind(task) == READS
         }
         assert self.beats() == ""
         self.usual = self.state()
+
+    def has_ended(self) -> int | None:
+        """How."""
+        return self._process.poll()
 
     def _kind(self, task: int) -> int:
         return (task % self.threads + task // self.threads + self._shift) % 4
@@ -107,7 +123,7 @@ class Victim:
             os.kill(self.pid, signal.SIGUSR1)
         deadline = time.monotonic() + BEAT_SECONDS
         while left := [task for task in self._tasks if self._word(task, BEATS) == before[task]]:
-            if (status := self._process.poll()) is not None:
+            if (status := self.has_ended()) is not None:
                 return f"it has ended: {status}"
             if time.monotonic() > deadline:
                 return f"no beat of {left}"

@@ -7,6 +7,10 @@
  * KILLED_LATE    microseconds that criu waits before it kills itself
  * KILLED_STOPS   set: criu stops before it begins
  * KILLED_TRACKS  set: criu shall think that the kernel tracks written memory, so that it does not refuse a pre-dump
+ *
+ * A criu that needs it (patchelf --add-needed), as phauld starts it, has no such environment. What lies beside this
+ * library counts then, and is read at the start: "at" holds n; if there is "count", each criu makes a "calls-PID" with
+ * a line for each call. "killed" is made before criu ends so.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -28,6 +32,7 @@
 #include <unistd.h>
 
 static long at = -1, race = -1, late, calls;
+static char counts[512], killed[512]; /* names of files; empty: none */
 static pid_t self;
 static volatile int *shot; /* shared with the killer */
 
@@ -78,6 +83,27 @@ static void start_killer(void)
 	wait(NULL);
 }
 
+static void look_beside(void)
+{
+	Dl_info own;
+	char name[512], text[32] = "";
+	if (!dladdr((void *)look_beside, &own) || !strrchr(own.dli_fname, '/'))
+		return;
+	int length = strrchr(own.dli_fname, '/') - own.dli_fname;
+	snprintf(name, sizeof(name), "%.*s/at", length, own.dli_fname);
+	int file = open(name, O_RDONLY | O_CLOEXEC);
+	if (file >= 0) {
+		if (read(file, text, sizeof(text) - 1) > 0) {
+			at = atol(text);
+			snprintf(killed, sizeof(killed), "%.*s/killed", length, own.dli_fname);
+		}
+		close(file);
+	}
+	snprintf(name, sizeof(name), "%.*s/count", length, own.dli_fname);
+	if (!access(name, F_OK))
+		snprintf(counts, sizeof(counts), "%.*s/calls-%d", length, own.dli_fname, getpid());
+}
+
 __attribute__((constructor)) static void begin(void)
 {
 	char path[256] = "";
@@ -87,6 +113,8 @@ __attribute__((constructor)) static void begin(void)
 	at = number("KILLED_AT", -1);
 	race = number("KILLED_RACE", -1);
 	late = number("KILLED_LATE", 0);
+	if (!getenv("LD_PRELOAD"))
+		look_beside();
 	if (getenv("KILLED_STOPS"))
 		raise(SIGSTOP);
 }
@@ -105,6 +133,8 @@ static void call(void)
 	}
 	if (late)
 		usleep(late);
+	if (*killed)
+		close(open(killed, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
 	syscall(SYS_kill, self, SIGKILL);
 }
 
@@ -114,7 +144,7 @@ static void note(int is_wait, long detail)
 	if (getpid() != self)
 		return;
 	if (log == -2) {
-		const char *path = getenv("KILLED_COUNT");
+		const char *path = *counts ? counts : getenv("KILLED_COUNT");
 		log = path ? open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : -1;
 		if (log >= 0)
 			log = fcntl(log, F_DUPFD_CLOEXEC, 900);
