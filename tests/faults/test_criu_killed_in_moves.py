@@ -85,7 +85,7 @@ class Pair:
     async def moves(self, source: str) -> None:
         """As nobody is killed."""
         record = await self.move(source)
-        assert record.phase == types_pb2.MIGRATION_PHASE_DONE, record
+        assert record.phase == types_pb2.MIGRATION_PHASE_DONE, f"{record}\n{self.logs()}"
 
     async def calls(self) -> dict[int, str]:
         """Of a dump at a. It has been to b and back before the nodes are looked at."""

@@ -64,7 +64,7 @@ async def test_killing_takes_what_it_forked_along() -> None:
         grandchild = int(os.read(read_end, 100))
     os.close(read_end)
     os.close(write_end)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while alive(grandchild):  # noqa: ASYNC110 - it is dying, and it is not ours
             await asyncio.sleep(0.01)
 
@@ -148,15 +148,18 @@ async def test_the_end_of_standard_error_is_kept() -> None:
 async def test_finish_runs_to_the_end_and_then_raises_the_cancellation() -> None:
     done: list[int] = []
 
+    may_end = asyncio.Event()
+
     async def cleanup() -> None:
-        await asyncio.sleep(0.05)
+        await may_end.wait()
         done.append(1)
 
     task = asyncio.create_task(finish(cleanup()))
+    for _ in range(2):
+        await asyncio.sleep(0.01)
+        task.cancel()
     await asyncio.sleep(0.01)
-    task.cancel()
-    await asyncio.sleep(0.01)
-    task.cancel()
+    may_end.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert done == [1]

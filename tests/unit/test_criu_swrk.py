@@ -201,12 +201,12 @@ async def test_death_is_seen_though_a_descendant_holds_the_socket(tmp_path: Path
     program = tmp_path / "criu"
     program.write_text(
         f"#!{sys.executable}\nimport os, signal, time\n"
-        "if os.fork():\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(2)\n"
+        "if os.fork():\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(100)\n"
     )
     program.chmod(0o755)
     async with await Swrk.open(program) as swrk:
         with pytest.raises(CriuDied) as caught:
-            await swrk.request(DUMP, timeout_seconds=1)
+            await swrk.request(DUMP, timeout_seconds=30)
     assert caught.value.signal == 9
 
 
