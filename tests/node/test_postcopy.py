@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -35,17 +37,20 @@ add rule inet cut in tcp dport 7708 reject with tcp reset
 
 @pytest.fixture(autouse=True)
 def large_pipes() -> Iterator[None]:
-    """What phaul's preflight asks for, for as long as a test lasts."""
+    """What phaul's preflight asks for, for as long as a test lasts, here or in another run on this machine."""
     setting = Path("/proc/sys/fs/pipe-max-size")
-    before = setting.read_text()
-    if int(before) < PIPE_BYTES:
-        try:
-            setting.write_text(str(PIPE_BYTES))
-        except OSError:
-            pytest.skip("fs.pipe-max-size is below 4 MiB and may not be raised")
-    yield
-    with contextlib.suppress(OSError):
-        setting.write_text(before)
+    with Path(tempfile.gettempdir(), "phaul-tests-pipes.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        before = setting.read_text()
+        if int(before) < PIPE_BYTES:
+            try:
+                setting.write_text(str(PIPE_BYTES))
+            except OSError:
+                pytest.skip("fs.pipe-max-size is below 4 MiB and may not be raised")
+        yield
+        with contextlib.suppress(OSError):  # somebody else still needs it
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            setting.write_text(before)
 
 
 class Victim:
