@@ -21,6 +21,9 @@ MIN_PIPE_SIZE_BYTES: Final = 4 << 20
 """Pipes that criu's page server makes for post-copy; with less it fails without a reason."""
 EAGER_RESTORE_SECONDS_PER_BYTE: Final = 0.65e-9
 """Measured natively: 0.6 to 0.8 s for 1 GiB."""
+MAX_ADDRESS_SPACE_BYTES: Final = 256 << 30
+"""Of one process, for a round or post-copy: criu makes a table of 16 bytes for each page of a private mapping, there or
+not, in the freeze (criu/page-pipe.c, create_page_pipe): 1 GiB for this much. For MariaDB's 8 TiB it took all memory."""
 LAZY_GAIN_SECONDS: Final = 0.02
 """A lazy restore that gains less is not worth a second process that the tree depends on."""
 MUCH_SHARED_BYTES: Final = 64 << 20
@@ -57,6 +60,8 @@ class ProblemCode(enum.StrEnum):
     NO_LAZY_PAGES = "no-lazy-pages"
     PIPE_SIZE_TOO_SMALL = "pipe-size-too-small"
     EAGER_POSTCOPY = "eager-postcopy"
+    ADDRESS_SPACE = "address-space"
+    OVERCOMMIT = "overcommit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +77,8 @@ class NodeCapabilities:
     """userfaultfd works with all that criu needs of it."""
     pipe_max_size_bytes: int
     """fs.pipe-max-size."""
+    mapping_limit_bytes: int = 0
+    """The largest mapping that the kernel allows (vm.overcommit_memory); 0: any, or unknown."""
     may_exceed_pipe_size: bool = False
     """CAP_SYS_RESOURCE: the limit above does not bind."""
 
@@ -89,6 +96,10 @@ class Wish:
     """Anonymous memory of the tree, with what its processes share counted once."""
     forked_bytes: int = 0
     """How much more that would be if they shared nothing since a fork, as after a lazy restore."""
+    address_space_bytes: int = 0
+    """Private mappings of the process that has most, used or not; 0 if unknown."""
+    mapping_bytes: int = 0
+    """The largest mapping that the kernel counts where criu makes it writable: all but a stop-copy's eager restore."""
     bandwidth_bytes_per_second: float | None = None
     """Of the path to the destination, measured or limited; None if unknown."""
     allow_postcopy: bool = False
@@ -125,9 +136,9 @@ def choose(wish: Wish, source: NodeCapabilities, destination: NodeCapabilities) 
     problems = [problem for node in (source, destination) for problem in _criu_problems(node)]
     problems = problems or _stream_problems(source, destination)
     if wish.mode is not Mode.AUTO:
-        problems += _mode_problems(wish.mode, source, destination)
+        problems += _mode_problems(wish.mode, wish, source, destination)
     if wish.restore_mode is RestoreMode.LAZY:
-        problems += _lazy_problems(destination)
+        problems += [*_lazy_problems(destination), *_mapping_problems(wish, destination)]
     if wish.restore_mode is RestoreMode.EAGER and wish.mode in (Mode.POST_COPY, Mode.HYBRID):
         problems.append(_eager_postcopy(wish.mode))
     if problems:
@@ -148,16 +159,17 @@ def stop_copy_pause_seconds(wish: Wish) -> float:
 
 def _auto_mode(wish: Wish, source: NodeCapabilities, destination: NodeCapabilities) -> tuple[Mode, tuple[str, ...]]:
     """Pre-copy wherever the source can; post-copy only where the user allows it and the goal needs it."""
-    postcopy_problems = _mode_problems(Mode.POST_COPY, source, destination)
+    postcopy_problems = _mode_problems(Mode.POST_COPY, wish, source, destination)
+    round_problems = _mode_problems(Mode.PRE_COPY, wish, source, destination)
     may_postcopy = wish.allow_postcopy and wish.restore_mode is not RestoreMode.EAGER and not postcopy_problems
     obstacles = tuple(problem.cause for problem in postcopy_problems) if wish.allow_postcopy else ()
-    if source.mem_track and may_postcopy:
+    if not round_problems and may_postcopy:
         return Mode.HYBRID, (
             f"hybrid: {source.name} tracks memory, and post-copy is allowed should rounds not reach the goal",
         )
-    if source.mem_track:
+    if not round_problems:
         return Mode.PRE_COPY, (f"pre-copy: {source.name} tracks memory", *_no_postcopy(obstacles))
-    no_rounds = f"no rounds: the kernel of {source.name} does not track memory"
+    no_rounds = f"no rounds: {round_problems[0].cause}"
     pause_seconds = stop_copy_pause_seconds(wish)
     figure = f"about {pause_seconds:.2g} s{'' if wish.bandwidth_bytes_per_second else ' at an assumed 1 Gbit/s'}"
     if wish.memory_bytes and pause_seconds <= wish.downtime_goal_seconds:
@@ -177,6 +189,8 @@ def _restore_mode(wish: Wish, mode: Mode, destination: NodeCapabilities) -> tupl
         return wish.restore_mode, f"{wish.restore_mode} restore: asked for"
     if mode in (Mode.POST_COPY, Mode.HYBRID):
         return RestoreMode.LAZY, f"lazy restore: part of {mode}{_and_shares_no_more(wish)}"
+    if problems := _mapping_problems(wish, destination):
+        return RestoreMode.EAGER, f"eager restore: {problems[0].cause}"
     if not destination.lazy_pages:
         return RestoreMode.EAGER, f"eager restore: {destination.name} has no lazy pages"
     gain_seconds = wish.memory_bytes * EAGER_RESTORE_SECONDS_PER_BYTE
@@ -219,8 +233,17 @@ def _version(node: NodeCapabilities) -> str:
     return f"{node.criu_version // 10000}.{node.criu_version // 100 % 100}"
 
 
-def _mode_problems(mode: Mode, source: NodeCapabilities, destination: NodeCapabilities) -> list[Problem]:
-    problems = []
+def _mode_problems(mode: Mode, wish: Wish, source: NodeCapabilities, destination: NodeCapabilities) -> list[Problem]:
+    problems = [] if mode is Mode.STOP_COPY else _mapping_problems(wish, destination)
+    if mode is not Mode.STOP_COPY and wish.address_space_bytes > MAX_ADDRESS_SPACE_BYTES:
+        problems.append(
+            Problem(
+                code=ProblemCode.ADDRESS_SPACE,
+                cause=f"the tree has reserved {wish.address_space_bytes >> 30} GiB, used or not, for which criu needs "
+                f"{wish.address_space_bytes >> 38} GiB of memory in this mode",
+                remedy="--mode stop-copy, or let the program reserve less",
+            )
+        )
     if mode in (Mode.PRE_COPY, Mode.HYBRID) and not source.mem_track:
         problems.append(
             Problem(
@@ -251,6 +274,20 @@ def _lazy_problems(destination: NodeCapabilities) -> list[Problem]:
             code=ProblemCode.NO_LAZY_PAGES,
             cause=f"{destination.name} has no lazy pages (userfaultfd)",
             remedy="use a kernel with CONFIG_USERFAULTFD and allow it, or an eager restore without post-copy",
+        )
+    ]
+
+
+def _mapping_problems(wish: Wish, destination: NodeCapabilities) -> list[Problem]:
+    if not 0 < destination.mapping_limit_bytes < wish.mapping_bytes:
+        return []
+    sizes = f"{wish.mapping_bytes >> 30} GiB in one piece, used or not"
+    limit = f"{destination.name} maps {destination.mapping_limit_bytes >> 30} at most"
+    return [
+        Problem(
+            code=ProblemCode.OVERCOMMIT,
+            cause=f"the tree has reserved {sizes}; {limit}",
+            remedy="sysctl -w vm.overcommit_memory=1 there, or a stop-copy with an eager restore",
         )
     ]
 

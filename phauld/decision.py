@@ -124,6 +124,7 @@ def _choose_mode(wish: Wish, here: NodeCapabilities, there: types_pb2.NodeInfo) 
             mem_track=there.criu.mem_track,
             lazy_pages=there.criu.lazy_pages,
             pipe_max_size_bytes=0,  # only the source's matters
+            mapping_limit_bytes=there.capacity.mapping_limit_bytes,
         ),
     )
     if isinstance(choice, Refusal):

@@ -18,6 +18,7 @@ from phaul_client.forked_memory import ForkedMemory, forked_memory
 from phaul_client.modes import NodeCapabilities, Wish
 from phaul_client.pipe_choice import is_loopback
 from phaul_client.preflight import ChosenOptions
+from phaul_client.preflight.address_space_model import AddressSpace
 from phaul_client.remote import GrpcRemote
 from phauld import convert
 from phauld.containers import podman_runtime
@@ -66,7 +67,7 @@ class Departure:
         container = await self._look_here(findings)
         await self._ask(remote, findings, container)
         forked = await asyncio.to_thread(forked_memory, self._target.pid)
-        asked = self._asked(options, container, forked)
+        asked = self._asked(options, container, forked, findings.address_space)
         decision = decide(asked, self._capabilities(), record.destination, self._way())
         record.page_stream = decision.pipe.text
         record.mode = MODE_VALUES[decision.mode]
@@ -141,7 +142,9 @@ class Departure:
         self._record.problems.extend(answer.problems)
         refuse(list(answer.problems))
 
-    def _asked(self, options: Options, container: types_pb2.Container, forked: ForkedMemory) -> Asked:
+    def _asked(
+        self, options: Options, container: types_pb2.Container, forked: ForkedMemory, address_space: AddressSpace
+    ) -> Asked:
         wish = Wish(
             mode=options.mode,
             restore_mode=options.restore_mode,
@@ -149,6 +152,8 @@ class Departure:
             memory_bytes=resident_bytes(self._target.pid),
             own_bytes=forked.own_bytes,
             forked_bytes=forked.shared_bytes,
+            address_space_bytes=address_space.private_bytes,
+            mapping_bytes=address_space.counted_bytes,
             allow_postcopy=options.postcopy_after_seconds is not None,
         )
         return Asked(

@@ -21,6 +21,7 @@ from phaul_client.compatibility import (
     SYNC_FEATURE,
 )
 from phaul_client.hook_calls import HookSettings
+from phaul_client.preflight.address_space import mapping_limit_bytes
 from phaul_client.tree import descendants
 from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
@@ -126,6 +127,7 @@ class Node:
             capacity=types_pb2.Capacity(
                 memory_available_bytes=memory_available_bytes(),
                 images_free_bytes=shutil.disk_usage(self.images_dir).free,
+                mapping_limit_bytes=mapping_limit_bytes(),
                 incoming=incoming,
                 incoming_limit=self.incoming_limit,
                 outgoing=outgoing,

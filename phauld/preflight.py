@@ -13,6 +13,8 @@ from phaul_client.addresses import Address, parse_address
 from phaul_client.errors import PhaulError, PreflightRefused
 from phaul_client.movers import links
 from phaul_client.preflight import ChosenOptions
+from phaul_client.preflight.address_space import largest
+from phaul_client.preflight.address_space_model import AddressSpace
 from phaul_client.preflight.convert import (
     node_facts_of,
     problem_messages,
@@ -40,6 +42,7 @@ class SourceFindings:
     problems: tuple[types_pb2.Problem, ...]
     tree: types_pb2.TreeFacts
     chosen: ChosenOptions
+    address_space: AddressSpace  #: the most of any process
     here: tuple[Address, ...]  #: the addresses that move along, as they are here
     there: tuple[Address, ...]  #: and as the destination is to have them
 
@@ -66,6 +69,7 @@ async def check_source(node: Node, pid: int, options: types_pb2.Options, carried
         there=tuple(theirs for _, theirs in addresses),
         tree=tree_message(needs),
         chosen=preflight.choose_options(facts, wishes),
+        address_space=largest(each.address_space for each in facts.processes),
     )
 
 

@@ -1,12 +1,13 @@
-"""Facts about a process tree and about a node, as values (pure).
-
-PIDs are those of the PID namespace of the reader. Sizes are bytes. Paths are as the tree's own processes see them.
+"""Facts about a process tree and about a node, as values (pure). PIDs are those of the PID namespace of the reader.
+Sizes are bytes. Paths are as the tree's own processes see them.
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+
+from phaul_client.preflight.address_space_model import NO_SPACE, AddressSpace
 
 #: Kinds of namespaces, as in /proc/PID/ns.
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
@@ -74,6 +75,7 @@ class Process:
     trap_waits: bool = False
     #: The process group in the foreground of its controlling terminal; -1: none.
     foreground: int = -1
+    address_space: AddressSpace = NO_SPACE
     #: Whether something could be made in its working directory, which is neither deleted nor of a read-only mount.
     working_directory_writable: bool = True
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from phaul_client.preflight.address_space import read_address_space
 from phaul_client.preflight.model import NAMESPACES, Process
 from phaul_client.preflight.proc_files import GONE, read_stat, read_text, try_link, try_text
 from phaul_client.preflight.proc_text import Stat, numbers, parse_fields, strip_deleted
@@ -62,6 +63,7 @@ def read_process(pid: int) -> Process | None:
         working_directory_writable=_is_writable(f"{directory}/cwd"),
         root_directory=try_link(f"{directory}/root"),
         memory_bytes=_memory_bytes(stat),
+        address_space=read_address_space(pid),
     )
 
 

@@ -189,6 +189,10 @@ check(libc.prctl(22, 2, program, 0, 0))
         program='file = open("/dev/zero", "rb+", 0); kept = mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE)',
     ),
     Case(
+        name="reserves-address-space",  # without MAP_NORESERVE
+        program="kept = mmap.mmap(-1, 8 << 40, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 0)",
+    ),
+    Case(
         name="pseudo-terminal-of-its-own",
         program="master, slave = os.openpty(); os.write(slave, b'unread')",
     ),

@@ -108,6 +108,28 @@ def test_the_reasons_say_what_was_missing() -> None:
     assert "fs.pipe-max-size of a is 1048576 bytes" in " ".join(pipes.reasons)
 
 
+def test_what_reserves_too_much_moves_by_stop_copy_only() -> None:
+    wish = replace(BIG, address_space_bytes=8 << 40, allow_postcopy=True)
+    assert chosen(wish).mode is Mode.STOP_COPY
+    for mode in (Mode.PRE_COPY, Mode.HYBRID, Mode.POST_COPY):
+        (cause,) = refused(replace(wish, mode=mode)).values()
+        assert "8192 GiB" in cause
+        assert "32 GiB of memory" in cause
+        assert chosen(replace(wish, mode=mode, address_space_bytes=200 << 30)).mode is mode
+
+
+def test_what_the_destination_may_not_map_is_restored_eagerly() -> None:
+    small = replace(DESTINATION, mapping_limit_bytes=24 << 30)
+    wish = replace(BIG, mapping_bytes=100 << 30)
+    choice = chosen(wish, BLIND, small)
+    assert (choice.mode, choice.restore_mode) == (Mode.STOP_COPY, RestoreMode.EAGER)
+    assert "100 GiB" in choice.reasons[-1]
+    assert chosen(wish, ABLE, small).mode is Mode.STOP_COPY
+    assert refused(replace(wish, restore_mode=RestoreMode.LAZY), BLIND, small).keys() == {ProblemCode.OVERCOMMIT}
+    assert refused(replace(wish, mode=Mode.POST_COPY), ABLE, small).keys() == {ProblemCode.OVERCOMMIT}
+    assert chosen(wish, BLIND, replace(small, mapping_limit_bytes=0)).restore_mode is RestoreMode.LAZY
+
+
 def test_the_goal_and_the_bandwidth_decide_whether_stop_copy_will_do() -> None:
     wish = Wish(memory_bytes=256 * MIB, allow_postcopy=True)
     assert chosen(wish, BLIND).mode is Mode.POST_COPY

@@ -335,8 +335,8 @@ IMPURE: Final = frozenset(
     {"asyncio", "ctypes", "os", "pathlib", "platform", "shutil", "socket", "subprocess", "threading", "time"}
 )
 READERS: Final = frozenset(
-    """destination_facts epoll facts mappings network_namespace node_facts open_files proc_files processes sockets
-    udp_cork unix_diag __init__""".split()  # noqa: SIM905
+    """address_space destination_facts epoll facts mappings network_namespace node_facts open_files proc_files processes
+    sockets udp_cork unix_diag __init__""".split()  # noqa: SIM905
 )
 
 
