@@ -1,4 +1,4 @@
-"""Who sees to a tree if the criu that dumps it is killed, as this side uses it: see `phauld/dump_guard.py`."""
+"""Who sees to a tree if the criu that dumps it is killed, as this side uses it: see `phauld/guarding/dump_guard.py`."""
 
 from __future__ import annotations
 

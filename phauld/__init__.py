@@ -3,7 +3,7 @@
 TYPE_CHECKING = False  # that of `typing` costs its import, in every small process: see bare.py
 
 if TYPE_CHECKING:
-    from phauld.receiver import Server
+    from phauld.destination.receiver import Server
 
 __all__ = ["Server"]
 
@@ -11,6 +11,6 @@ __all__ = ["Server"]
 def __getattr__(name: str) -> object:
     if name != "Server":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from phauld.receiver import Server
+    from phauld.destination.receiver import Server
 
     return Server

@@ -18,8 +18,8 @@ from phaul_client.rounds import PAGE_SIZE_BYTES, usable
 from phaul_client.status import log_tail_of, reason_of, remedy_of, text_of
 from phaul_criu.stats import DumpStats
 from phauld import session
-from phauld.restart_policy import Attempts, Restart, When
-from phauld.workload_spec import UNLIMITED, CgroupLimits, WorkloadSpec
+from phauld.trees.restart_policy import Attempts, Restart, When
+from phauld.trees.workload_spec import UNLIMITED, CgroupLimits, WorkloadSpec
 
 LOG_TAIL_LINES: Final = 20
 MAX_DURATION_SECONDS: Final = 315_576_000_000.0  # google/protobuf/duration.proto

@@ -19,9 +19,9 @@ from phaul_criu import features
 from phaul_criu.features import Finding
 from phauld import convert
 from phauld.node import Node
-from phauld.workload_records import ShownState, Workload
-from phauld.workload_spec import WorkloadSpec
-from phauld.workloads import Workloads
+from phauld.trees.workload_records import ShownState, Workload
+from phauld.trees.workload_spec import WorkloadSpec
+from phauld.trees.workloads import Workloads
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from phaul.v1.migrations_pb2 import Migration
 if TYPE_CHECKING:
     import grpc
 
-    from phauld.incoming import Session
+    from phauld.destination.incoming import Session
 
 
 class Observer:

@@ -28,27 +28,27 @@ from phaul_criu.criu import Criu
 from phaul_criu.errors import CriuError
 from phaul_criu.install import find_binary
 from phauld import start_checks
-from phauld.admission import Terms
 from phauld.config import Config, is_loopback
-from phauld.dataport import DataPort
+from phauld.destination.admission import Terms
+from phauld.destination.dataport import DataPort
+from phauld.destination.remote_service import RemoteService
 from phauld.guard import Guard
 from phauld.interceptor import ErrorInterceptor
 from phauld.journal import Journal
-from phauld.migrations_service import MigrationsService
 from phauld.node import Node
 from phauld.node_service import NodeService
 from phauld.notify import Notifier
 from phauld.observer import Observers
-from phauld.remote_service import RemoteService
-from phauld.restarts import Restarts
 from phauld.retention import prune_regularly
+from phauld.source.migrations_service import MigrationsService
 from phauld.sync_records import SyncRecords
-from phauld.workloads import Workloads
+from phauld.trees.restarts import Restarts
+from phauld.trees.workloads import Workloads
 
 if TYPE_CHECKING:
-    from phauld.metrics import Metrics
-    from phauld.tracing import Tracing
-    from phauld.web import Web
+    from phauld.observing.metrics import Metrics
+    from phauld.observing.tracing import Tracing
+    from phauld.observing.web import Web
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ async def _kernel_tls(config: Config) -> Taken:
 def _metrics(config: Config, node: Node) -> Metrics | None:
     if not config.http_listen:
         return None
-    from phauld.metrics import Metrics  # what nobody asked for costs nothing
+    from phauld.observing.metrics import Metrics  # what nobody asked for costs nothing
 
     return Metrics(node)
 
@@ -205,7 +205,7 @@ def _metrics(config: Config, node: Node) -> Metrics | None:
 def _tracing(config: Config, node: Node) -> Tracing | None:
     if not config.otlp_endpoint:
         return None
-    from phauld.tracing import Tracing
+    from phauld.observing.tracing import Tracing
 
     return Tracing(node, config.otlp_endpoint)
 
@@ -220,7 +220,7 @@ async def _start_web(
 ) -> Web | None:
     if metrics is None:
         return None
-    from phauld.web import Web
+    from phauld.observing.web import Web
 
     metrics.watch(lambda: migrations.records, lambda: remote.sessions, workloads.list)
     web = Web(config, node, migrations, remote, metrics)

@@ -19,7 +19,7 @@ import pytest
 
 from phaul.v1 import node_pb2, node_pb2_grpc, remote_pb2, types_pb2
 from phaul_client.stream import PREAMBLE_BYTES, Preamble, StreamKind, Verdict
-from phauld.dataport import MAX_STRANGERS, TOLD_LINES
+from phauld.destination.dataport import MAX_STRANGERS, TOLD_LINES
 from tests.attacks.conftest import Tried
 from tests.attacks.target import Kind, Target, remote
 from tests.nodes import until

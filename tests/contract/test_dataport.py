@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from phaul_client.stream import PREAMBLE_BYTES, Preamble, StreamKind, Verdict
-from phauld import dataport
-from phauld.dataport import DataPort
+from phauld.destination import dataport
+from phauld.destination.dataport import DataPort
 from tests.node.criu_victims import no_leaks
 from tests.nodes import until
 

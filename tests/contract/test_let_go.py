@@ -19,7 +19,7 @@ from typing import Final
 
 import pytest
 
-from phauld import let_go
+from phauld.trees import let_go
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="its machine code is that of x86-64")
 

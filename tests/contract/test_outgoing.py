@@ -17,8 +17,8 @@ from phaul_client.recovery import Recovery
 from phauld.costs import CostBook
 from phauld.guard import open_channel
 from phauld.journal import Journal
-from phauld.outgoing import Outgoing
-from phauld.target import Target
+from phauld.source.outgoing import Outgoing
+from phauld.source.target import Target
 from tests.idle_node import idle_node
 from tests.nodes import until
 
@@ -103,7 +103,7 @@ async def test_a_recovery_that_cannot_even_begin_is_not_the_end(bench: Bench, mo
             raise PhaulError("the policy cannot be read", reason="UNAUTHORIZED")
         return open_channel(*args, **options)
 
-    monkeypatch.setattr("phauld.attempts.open_channel", refuse_once)
+    monkeypatch.setattr("phauld.source.attempts.open_channel", refuse_once)
     await bench.resume(Phase.ROLLING_BACK)
     await until(lambda: len(attempts) == 2, timeout_seconds=10)
     async with asyncio.timeout(20):

@@ -21,17 +21,18 @@ from phaul_client.remote import GrpcRemote
 from phaul_client.stream import Preamble, StreamKind
 from phaul_criu.criu import Criu, Features
 from phaul_criu.version import Version
-from phauld import convert, page_stream
-from phauld.admission import Terms
-from phauld.dataport import DataPort
-from phauld.incoming import Session
+from phauld import convert
+from phauld.destination import page_stream
+from phauld.destination.admission import Terms
+from phauld.destination.dataport import DataPort
+from phauld.destination.incoming import Session
+from phauld.destination.remote_service import RemoteService
 from phauld.interceptor import ErrorInterceptor
 from phauld.journal import IncomingEntry, Journal
 from phauld.node import Node
-from phauld.remote_service import RemoteService
-from phauld.restore_slot import RestoreSlot
-from phauld.workload_spec import WorkloadSpec
-from phauld.workloads import Workloads
+from phauld.trees.restore_slot import RestoreSlot
+from phauld.trees.workload_spec import WorkloadSpec
+from phauld.trees.workloads import Workloads
 from tests.node.criu_victims import no_leaks
 from tests.nodes import until
 
@@ -318,7 +319,7 @@ async def test_a_name_that_is_taken(there: Destination) -> None:
 
 
 async def test_a_shim_that_does_not_start_leaves_nothing(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phauld.shims._SHIM", ("/nonexistent",))
+    monkeypatch.setattr("phauld.trees.shims._SHIM", ("/nonexistent",))
     async with there.remote() as remote:
         with pytest.raises(PeerRefused, match="nonexistent"):
             await remote.open_session(opening())

@@ -23,7 +23,7 @@ from phaul_client.tree import descendants
 from phaul_criu.child import Child, spawn
 from phaul_criu.install import find_binary
 from phaul_criu.urgency import hurry
-from phauld.dump_hold import DumpGuard
+from phauld.guarding.dump_hold import DumpGuard
 from tests.need import need
 
 HERE: Final = Path(__file__).parent

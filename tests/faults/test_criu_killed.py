@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from phauld.dump_hold import DumpGuard
+from phauld.guarding.dump_hold import DumpGuard
 from tests.faults.instants import PTRACE_CONT, Criu, Tools, Victim, may_be_real_time
 
 pytestmark = [

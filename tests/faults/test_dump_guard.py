@@ -13,8 +13,8 @@ import pytest
 
 from phaul_criu.child import Child, spawn
 from phaul_criu.install import find_binary
-from phauld.dump_hold import DumpGuard
-from phauld.lazy_guard import tracer
+from phauld.guarding.dump_hold import DumpGuard
+from phauld.guarding.lazy_guard import tracer
 from phauld.proc import children
 from tests.nodes import until
 

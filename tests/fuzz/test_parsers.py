@@ -22,9 +22,10 @@ from phaul_client import page_frames, relay_frames, stream
 from phaul_client.errors import ImageCorrupt, InvalidRequest, PhaulError, RemoteProtocolError
 from phaul_client.preflight.convert import node_facts_of, requirements_of, wishes_of
 from phaul_criu import inventory, logs, pagemaps, stats
-from phauld import convert, page_source
+from phauld import convert
 from phauld.access import Policy, parse_policy
-from phauld.images import ImageWriter
+from phauld.destination.images import ImageWriter
+from phauld.lazy_pages import page_source
 from phauld.options import parse_options, restore_options
 from tests.fuzz.engine import Fuzzer
 from tests.fuzz.made import messages, nearly, numbers, texts

@@ -13,14 +13,15 @@ import pytest
 
 from phaul_client import commit
 from phaul_client.errors import PhaulError
-from phauld import custody, session
-from phauld import restarts as restarts_module
+from phauld import session
 from phauld.journal import Journal
-from phauld.restart_policy import NEVER, Attempts, Restart, When
-from phauld.restarts import Restarts
-from phauld.workload_records import Workload
-from phauld.workload_spec import WorkloadSpec
-from phauld.workloads import Workloads
+from phauld.trees import custody
+from phauld.trees import restarts as restarts_module
+from phauld.trees.restart_policy import NEVER, Attempts, Restart, When
+from phauld.trees.restarts import Restarts
+from phauld.trees.workload_records import Workload
+from phauld.trees.workload_spec import WorkloadSpec
+from phauld.trees.workloads import Workloads
 from tests.nodes import until
 
 pytestmark = pytest.mark.criu

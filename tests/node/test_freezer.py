@@ -15,8 +15,8 @@ from typing import Final
 
 import pytest
 
-from phauld import throttler
-from phauld.freezer import CannotFreeze, Freezer, find_cgroup, undo_leftover
+from phauld.trees import throttler
+from phauld.trees.freezer import CannotFreeze, Freezer, find_cgroup, undo_leftover
 
 pytestmark = pytest.mark.criu
 
@@ -34,7 +34,7 @@ while True:
 #: Holds a tree back as phauld does, and waits to be killed.
 HOLDER: Final = """
 import asyncio, sys
-from phauld.freezer import Freezer
+from phauld.trees.freezer import Freezer
 async def main():
     async with Freezer(int(sys.argv[1])) as freezer:
         await freezer.hold_back(90)

@@ -21,7 +21,7 @@ from phaul_criu.install import find_binary
 from phaul_criu.lazy import LazyPages, LazyPagesOptions
 from phaul_criu.requests import DumpOptions, RestoreOptions
 from phaul_criu.rpc import pagemap_pb2
-from phauld.lazy_chain import PageSource, has_parent, make_lazy
+from phauld.lazy_pages.lazy_chain import PageSource, has_parent, make_lazy
 from tests.node.criu_victims import Victim
 
 pytestmark = pytest.mark.criu

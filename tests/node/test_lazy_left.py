@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from phauld.lazy_hold import Left
+from phauld.guarding.lazy_hold import Left
 from phauld.proc import start_ticks
 from tests.faults.faults import signal_lazy_pages
 from tests.faults.gates import CriuGate, Gates

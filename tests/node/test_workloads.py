@@ -19,11 +19,11 @@ import pytest
 from phaul_client.errors import InvalidRequest, PhaulError, WorkloadExists, WorkloadNotFound
 from phaul_criu.install import find_binary
 from phaul_criu.swrk import Swrk
-from phauld import record_files, restore_slot, shims
-from phauld.restart_policy import NEVER, Restart, When
-from phauld.workload_records import Workload
-from phauld.workload_spec import WorkloadSpec
-from phauld.workloads import Workloads
+from phauld.trees import record_files, restore_slot, shims
+from phauld.trees.restart_policy import NEVER, Restart, When
+from phauld.trees.workload_records import Workload
+from phauld.trees.workload_spec import WorkloadSpec
+from phauld.trees.workloads import Workloads
 from tests.node.criu_victims import alive, no_leaks
 from tests.nodes import ROOT, children, until
 
@@ -286,8 +286,8 @@ async def test_a_shim_that_is_killed_takes_the_exit_status_with_it_but_not_the_t
 DAEMON = """
 import asyncio, sys
 from pathlib import Path
-from phauld.workload_spec import WorkloadSpec
-from phauld.workloads import Workloads
+from phauld.trees.workload_spec import WorkloadSpec
+from phauld.trees.workloads import Workloads
 async def main():
     workloads = Workloads(Path(sys.argv[1], "records"), Path(sys.argv[1], "log"))
     spec = WorkloadSpec(name="web", argv=("sh", "-c", "sleep 0.5; exit 9"), log_path=workloads.log_path("web"))
@@ -337,7 +337,7 @@ async def test_a_full_disk_keeps_nothing_running_that_nobody_would_start_again(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("phauld.workloads.write_json", full)
+    monkeypatch.setattr("phauld.trees.workloads.write_json", full)
     if policy == NEVER:
         assert (await workloads.stop("web", signal.SIGKILL, 10)).signal == signal.SIGKILL
         return

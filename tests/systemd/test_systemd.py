@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pytest
 
-from phauld.cgroup_limits import controls, scope_properties
-from phauld.workload_spec import CgroupLimits
+from phauld.trees.cgroup_limits import controls, scope_properties
+from phauld.trees.workload_spec import CgroupLimits
 from tests.systemd.machines import NETWORK, NEWER, ROOT, Machine, newer_package, until
 from tests.victims.heartbeat import Beats, read_beats
 

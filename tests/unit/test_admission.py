@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from phaul_client.errors import InvalidRequest
-from phauld.admission import MAX_LEASE_SECONDS, MIN_LEASE_SECONDS, check_carried, lease_seconds
+from phauld.destination.admission import MAX_LEASE_SECONDS, MIN_LEASE_SECONDS, check_carried, lease_seconds
 
 LOGS = Path("/var/log/phaul")
 

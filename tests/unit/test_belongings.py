@@ -13,15 +13,15 @@ from phaul_client.commit import Phase
 from phaul_client.containers.links import Links
 from phaul_client.coordinator import Coordinator
 from phaul_client.movers import Addresses
-from phauld.belongings import Belongings
 from phauld.node import Node
 from phauld.observer import NOBODY
 from phauld.options import parse_options
-from phauld.report import Report
+from phauld.source.belongings import Belongings
+from phauld.source.report import Report
+from phauld.source.target import Target
 from phauld.sync_records import State, SyncRecords
-from phauld.target import Target
-from phauld.workload_records import Workload
-from phauld.workload_spec import WorkloadSpec
+from phauld.trees.workload_records import Workload
+from phauld.trees.workload_spec import WorkloadSpec
 from tests.idle_node import idle_node
 
 NOTHING: Any = None

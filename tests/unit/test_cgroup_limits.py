@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from phaul_client.errors import InvalidRequest
-from phauld import cgroup_limits
-from phauld.workload_spec import UNLIMITED, CgroupLimits
+from phauld.trees import cgroup_limits
+from phauld.trees.workload_spec import UNLIMITED, CgroupLimits
 
 ALL = CgroupLimits(memory_bytes=(64 << 20) + 5, cpu_millis=1500, pids=20)
 

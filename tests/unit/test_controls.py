@@ -15,8 +15,8 @@ from phaul_client.config import Config
 from phaul_client.errors import InvalidRequest, PhaseError, PhaulError
 from phaul_client.policy import Iterate, Limits, SwitchToPostcopy
 from phaul_criu.criu import Criu
-from phauld.controls import Controls, check_update
-from phauld.source_relay import SourceRelay
+from phauld.source.controls import Controls, check_update
+from phauld.source.source_relay import SourceRelay
 
 Update = migrations_pb2.UpdateMigrationRequest
 GOAL = Update(downtime_goal=duration_pb2.Duration(seconds=2))

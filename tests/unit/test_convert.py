@@ -14,9 +14,9 @@ from phaul_client.client import RoundEnded
 from phaul_client.errors import InvalidRequest, PeerRefused
 from phaul_client.policy import DowntimePolicy, Finish, Iterate, IterStats, Limits
 from phauld import convert, session
-from phauld.migrations_service import with_port
-from phauld.restart_policy import Restart, When
-from phauld.workload_spec import CgroupLimits, WorkloadSpec
+from phauld.source.migrations_service import with_port
+from phauld.trees.restart_policy import Restart, When
+from phauld.trees.workload_spec import CgroupLimits, WorkloadSpec
 
 
 @given(st.floats(0, 1e9))

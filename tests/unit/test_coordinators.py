@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from phaul_client.tree import identity
-from phauld.coordinators import recorded_tree
+from phauld.source.coordinators import recorded_tree
 
 
 @pytest.fixture

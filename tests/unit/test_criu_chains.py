@@ -12,7 +12,7 @@ import pytest
 
 from phaul_criu.chains import lazy_pagemap, stack_page
 from phaul_criu.rpc import core_pb2, mm_pb2, pagemap_pb2
-from phauld import page_source
+from phauld.lazy_pages import page_source
 
 PAGE: Final = 4096
 PARENT, LAZY, PRESENT = 1, 2, 4

@@ -12,7 +12,7 @@ from phaul_client.errors import PhaulError, PreflightRefused
 from phaul_client.modes import Mode, NodeCapabilities, RestoreMode, Wish
 from phaul_client.pipe_choice import API_FEATURE, Compression
 from phaul_client.policy import DowntimePolicy, Policy, PostCopyPolicy, StopCopyPolicy
-from phauld.decision import Asked, Way, decide
+from phauld.source.decision import Asked, Way, decide
 
 HERE = NodeCapabilities(name="a", criu_version=4_02_00, mem_track=True, lazy_pages=True, pipe_max_size_bytes=4 << 20)
 CLEAR = Way(tls=False, kernel_tls=False, insecure=True, is_loopback=False)

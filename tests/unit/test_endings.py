@@ -13,7 +13,7 @@ from phaul_client.commit import Phase
 from phaul_client.errors import MigrationCancelled, PhaulError
 from phaul_client.status import reason_of
 from phaul_criu.errors import CriuError
-from phauld.endings import Attempt, ending, why_rolled_back
+from phauld.source.endings import Attempt, ending, why_rolled_back
 
 LOST = PhaulError("the other node has gone", reason="PEER_UNREACHABLE")
 CUT = PhaulError("a page came to harm", reason="PAGE_SERVER_FAILED")

@@ -48,27 +48,47 @@ PURE: Final = frozenset(
         "phaul_client.page_frames",
         "phaul_client.pipe_choice",
         "phaul_client.policy",
-        "phaul_client.same_pages",
-        "phaul_client.preflight.checks",
+        "phaul_client.preflight.cpu_flags",
+        "phaul_client.preflight.model",
+        "phaul_client.preflight.problems",
+        "phaul_client.preflight.proc_text",
+        "phaul_client.preflight.wishes",
         "phaul_client.relay_courtesy",
         "phaul_client.relay_frames",
         "phaul_client.rounds",
+        "phaul_client.same_pages",
         "phaul_client.stream",
         "phaul_client.throttle",
         "phauld.access",
         "phauld.costs",
-        "phauld.decision",
         "phauld.errors",
+        "phauld.guarding.criu_memory",
         "phauld.journal_sql",
-        "phauld.restart_policy",
         "phauld.seldom",
         "phauld.session",
-        "phauld.workload_spec",
+        "phauld.source.decision",
+        "phauld.trees.restart_policy",
+        "phauld.trees.workload_spec",
     }
 )
 
-#: packages of phauld, and what else of phauld each may import
-SELF_CONTAINED: Final = {"phauld.containers": frozenset({"phauld.proc", "phauld.whole_files"})}
+#: the packages of phauld, and of which others each may import; all may import modules that are in none
+PACKAGES: Final[dict[str, frozenset[str]]] = {
+    "phauld.containers": frozenset(),
+    "phauld.guarding": frozenset(),
+    "phauld.lazy_pages": frozenset(),
+    "phauld.trees": frozenset(),
+    "phauld.destination": frozenset({"phauld.containers", "phauld.guarding", "phauld.lazy_pages", "phauld.trees"}),
+    "phauld.source": frozenset({"phauld.containers", "phauld.guarding", "phauld.lazy_pages", "phauld.trees"}),
+    "phauld.observing": frozenset({"phauld.destination", "phauld.source", "phauld.trees"}),
+}
+
+#: those of them that know little of the daemon, and what else of phauld each may import
+SELF_CONTAINED: Final = {
+    "phauld.containers": frozenset({"phauld.proc", "phauld.whole_files"}),
+    "phauld.guarding": frozenset({"phauld.bare", "phauld.proc"}),
+    "phauld.lazy_pages": frozenset({"phauld.bare", "phauld.scope", "phauld.whole_files"}),
+}
 
 
 def module_name(path: Path) -> str:
@@ -95,6 +115,32 @@ def imported(module: str, text: str, is_package: bool = False) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+def imported_at_start(path: Path, module: str) -> set[str]:
+    """Modules of ours that an import of this one imports: neither in functions, nor for the type checker alone."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            text = ast.unparse(node)
+            found |= set(imported(module, text, path.name == "__init__.py")) & SOURCES.keys()
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not _is_for_types(node):
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def circles(edges: dict[str, set[str]]) -> dict[str, set[str]]:
+    """What is left when each that imports nothing but what is gone already goes: circles, and what leads there."""
+    left = {module: set(names) for module, names in edges.items()}
+    while gone := {module for module, names in left.items() if not names}:
+        left = {module: names - gone for module, names in left.items() if module not in gone}
+    return left
+
+
 def upward_edges(module: str, names: Iterator[str]) -> list[str]:
     layer = LAYERS.index(module.split(".")[0])
     return [name for name in names if name.split(".")[0] in LAYERS[layer + 1 :]]
@@ -116,16 +162,47 @@ def test_imports_point_down(module: str) -> None:
     assert upward_edges(module, imported(module, path.read_text(), path.name == "__init__.py")) == []
 
 
+def inside(package: str) -> set[str]:
+    return {name for name in SOURCES if name == package or name.startswith(f"{package}.")}
+
+
+def imports_of_package(package: str) -> set[str]:
+    """Modules of phauld outside a package of it that those inside import."""
+    names = {name for module in inside(package) for name in imported(module, SOURCES[module].read_text())}
+    return {name for name in names & SOURCES.keys() - inside(package) if name.startswith("phauld.")}
+
+
 @pytest.mark.parametrize("package", SELF_CONTAINED)
 def test_packages_of_the_daemon_know_little_of_it(package: str) -> None:
-    inside = {name for name in SOURCES if name == package or name.startswith(f"{package}.")}
-    names = {name for module in inside for name in imported(module, SOURCES[module].read_text())}
-    others = {name for name in names & SOURCES.keys() - inside if name.startswith("phauld.")}
-    assert inside
-    assert others <= SELF_CONTAINED[package]
+    assert inside(package)
+    assert imports_of_package(package) <= SELF_CONTAINED[package]
 
 
-@pytest.mark.parametrize("module", sorted(PURE & SOURCES.keys()))
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_of_the_daemon_know_those_below(package: str) -> None:
+    allowed = PACKAGES[package]
+    for name in imports_of_package(package):
+        owner = next((each for each in PACKAGES if name in inside(each)), None)
+        assert owner is None or owner in allowed, name
+
+
+def test_every_package_of_the_daemon_has_its_row() -> None:
+    found = {module_name(path) for path in (ROOT / "phauld").glob("*/__init__.py")}
+    assert found == set(PACKAGES)
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    edges = {module: imported_at_start(path, module) - {module} for module, path in SOURCES.items()}
+    packages = {module for module, path in SOURCES.items() if path.name == "__init__.py"}
+    # `from a import b` names a as well, whose own module may import what is in it
+    assert circles({module: names - packages for module, names in edges.items()}) == {}
+
+
+def test_the_circle_check_sees() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"e"}, "e": set()}) == {"a": {"b"}, "b": {"c"}, "c": {"b"}}
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
 def test_pure_modules_touch_nothing(module: str) -> None:
     path = SOURCES[module]
     names = imported(module, path.read_text(), path.name == "__init__.py")

@@ -22,8 +22,8 @@ import pytest
 
 from phaul_client.commit import Phase
 from phauld import session
+from phauld.destination.incoming_spec import Incoming
 from phauld.errors import MigrationNotFound, PhaulError
-from phauld.incoming_spec import Incoming
 from phauld.journal import INLINE_SECONDS, Journal
 from phauld.journal_file import APPLICATION_ID, MIGRATIONS
 from phauld.retention import prune

@@ -12,7 +12,7 @@ from phaul.v1 import node_pb2, types_pb2
 from phaul_client.errors import InvalidRequest
 from phaul_criu.features import Finding, Severity
 from phauld.node_service import NodeService, _check
-from phauld.workloads import Workloads
+from phauld.trees.workloads import Workloads
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from phaul_client.early_images import EarlyImages
 from phaul_client.own_pages import OwnPages
 from phaul_criu.pagemaps import PAGE_BYTES, lazy_pages, left_behind, pages_image, with_pages
 from phaul_criu.rpc import pagemap_pb2
-from phauld.images import ImageWriter
+from phauld.destination.images import ImageWriter
 
 LAZY: Final = 2
 PRESENT: Final = 4

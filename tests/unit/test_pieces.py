@@ -15,7 +15,7 @@ from phaul.v1 import remote_pb2
 from phaul_client import pieces
 from phaul_client.errors import ImageCorrupt, InvalidRequest
 from phaul_client.pieces import MESSAGE_BYTES, MESSAGE_PIECES, PIECE_BYTES, carried_pieces, image_pieces, messages
-from phauld.images import ImageWriter
+from phauld.destination.images import ImageWriter
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}\.img", fullmatch=True).filter(
     lambda name: not name.startswith(("pages-", "pagemap-"))

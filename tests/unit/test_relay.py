@@ -28,11 +28,11 @@ from phaul_client.relay_frames import (
 )
 from phaul_client.serving import RelayGone, RelaySilent
 from phaul_client.tree import identity
-from phauld import relay, relays
-from phauld.relay_end import RelayEnd
-from phauld.relay_fetch import Fetch
-from phauld.relay_links import PlainConnection, receive_exactly
-from phauld.relay_serve import Serve
+from phauld.lazy_pages import relay, relays
+from phauld.lazy_pages.relay_end import RelayEnd
+from phauld.lazy_pages.relay_fetch import Fetch
+from phauld.lazy_pages.relay_links import PlainConnection, receive_exactly
+from phauld.lazy_pages.relay_serve import Serve
 from tests.fakes.remote import ScriptedRemote
 
 #: A connection that is given up is closed by its last reference.

@@ -11,10 +11,10 @@ from phaul_client.serving import Progress
 from phaul_client.timeline import Step
 from phaul_criu.stats import DumpStats
 from phauld import convert
-from phauld.endings import Ending
-from phauld.meter import Meter, Sample, rate
 from phauld.observer import Observer
-from phauld.report import Report
+from phauld.source.endings import Ending
+from phauld.source.meter import Meter, Sample, rate
+from phauld.source.report import Report
 
 SOURCE = types_pb2.NodeInfo(node_name="a")
 

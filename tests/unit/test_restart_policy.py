@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from phauld.restart_policy import (
+from phauld.trees.restart_policy import (
     ENDED,
     FIRST_DELAY_SECONDS,
     LONG_RUN_SECONDS,

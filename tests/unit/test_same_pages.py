@@ -14,7 +14,7 @@ from phaul.v1 import remote_pb2
 from phaul_client import same_pages
 from phaul_client.errors import ImageCorrupt
 from phaul_client.same_pages import PAGE_BYTES, PageReader, PageWriter
-from phauld.images import ImageWriter
+from phauld.destination.images import ImageWriter
 
 IMAGES = st.lists(st.lists(st.integers(0, 12), max_size=20), max_size=8)
 

@@ -14,10 +14,10 @@ from phaul_client.containers.inspect import Found, LogFile
 from phaul_client.containers.podman import PodmanFacts
 from phaul_client.containers.runtimes import RUNTIMES, ContainerName, Init
 from phaul_client.errors import InvalidRequest, PhaulError
-from phauld.target import Target, find_target
-from phauld.workload_records import Workload
-from phauld.workload_spec import WorkloadSpec
-from phauld.workloads import Workloads
+from phauld.source.target import Target, find_target
+from phauld.trees.workload_records import Workload
+from phauld.trees.workload_spec import WorkloadSpec
+from phauld.trees.workloads import Workloads
 
 PODMAN = PodmanFacts(
     id="4711",

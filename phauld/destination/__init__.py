@@ -1,0 +1,1 @@
+"""Where a tree arrives: its session, its images, its restore."""

@@ -1,0 +1,1 @@
+"""Who is told of migrations: metrics, traces, the page and its JSON."""

@@ -1,0 +1,1 @@
+"""Where a tree leaves from: one outgoing migration, and the calls about all of them."""

@@ -1,0 +1,1 @@
+"""The trees of this node: started, recorded, held back, stopped."""
