@@ -81,7 +81,7 @@ async def test_a_failure_before_the_commit_rolls_back(
 
 
 async def test_images_that_cannot_be_read_roll_back(move: Move, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: Path, index: int) -> Iterator[object]:
+    def broken(path: Path, index: int, **_names: object) -> Iterator[object]:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("phaul_client.last_step.image_pieces", broken)
