@@ -48,6 +48,7 @@ PURE: Final = frozenset(
         "phaul_client.page_frames",
         "phaul_client.pipe_choice",
         "phaul_client.policy",
+        "phaul_client.preflight.address_space_model",
         "phaul_client.preflight.cpu_flags",
         "phaul_client.preflight.model",
         "phaul_client.preflight.problems",
