@@ -6,6 +6,7 @@ import ipaddress
 import stat
 from collections.abc import Iterator
 
+from phaul_client.preflight.check_limits import check_limits
 from phaul_client.preflight.check_nodes import check_nodes
 from phaul_client.preflight.destination_model import DestinationFacts, FoundFile
 from phaul_client.preflight.model import NodeFacts
@@ -29,6 +30,7 @@ def check_destination(
             *_huge_pages(needs, found),
             *_pings(found),
             *_terminals(found),
+            *check_limits(needs, found),
         ]
     )
 

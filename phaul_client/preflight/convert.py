@@ -13,6 +13,7 @@ from typing import Final
 from phaul.v1 import types_pb2
 from phaul_client.errors import InvalidRequest
 from phaul_client.preflight import capabilities
+from phaul_client.preflight.limits import NAMES
 from phaul_client.preflight.model import NodeFacts
 from phaul_client.preflight.problems import Problem, Severity
 from phaul_client.preflight.requirements import RequiredFile, RequiredProcess, RequiredSocket, Requirements
@@ -23,6 +24,8 @@ _CAPABILITY_PREFIX: Final = "capability:"
 _PINGS: Final = "pings"
 _TERMINAL_PREFIX: Final = "terminal:"
 _HUGE_PREFIX: Final = "huge-bytes:"
+_WATCHED: Final = ("inotify_instances", "inotify_watches", "epoll_watches")
+_LIMIT_PREFIX: Final = "limit:"
 _MAX_PORT: Final = 65535
 _MAX_DIGITS: Final = 20
 _SEVERITIES: Final = {
@@ -87,6 +90,8 @@ def tree_message(needs: Requirements, cpuinfo_image: bytes = b"") -> types_pb2.T
         features.append(f"{_HUGE_PREFIX}{needs.huge_bytes}")
     if needs.pings:
         features.append(_PINGS)
+    features += [f"{name}:{count}" for name in _WATCHED if (count := getattr(needs, name))]
+    features += [f"{_LIMIT_PREFIX}{name}:{value}" for name, value in needs.hard_limits]
     features += [f"{_TERMINAL_PREFIX}{number}" for number in needs.terminals]
     return types_pb2.TreeFacts(
         root_pid=needs.root_pid,
@@ -118,6 +123,10 @@ def requirements_of(message: types_pb2.TreeFacts) -> Requirements:
         pings=_PINGS in features,
         huge_bytes=sum(_numbers(features, _HUGE_PREFIX)),
         terminals=tuple(_numbers(features, _TERMINAL_PREFIX)),
+        **{name: sum(_numbers(features, f"{name}:")) for name in _WATCHED},
+        hard_limits=tuple(
+            (name, value) for name in NAMES.values() for value in _numbers(features, f"{_LIMIT_PREFIX}{name}:")
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""Looks up, on the destination, what a tree would need there. Changes nothing but for sockets bound for a moment.
+"""Looks up, on the destination, what a tree would need there. Sockets and inotifies are made for a moment, no more.
 
 Blocking: run it in a thread.
 """
@@ -15,6 +15,7 @@ import stat
 import struct
 from collections.abc import Iterable
 
+from phaul_client.preflight import limits
 from phaul_client.preflight.destination_model import DestinationFacts, FoundFile
 from phaul_client.preflight.model import NodeFacts
 from phaul_client.preflight.proc_files import build_id, holders, read_stat, tail_digest, try_stat, try_text
@@ -22,6 +23,7 @@ from phaul_client.preflight.proc_text import InetLine, parse_fields, parse_inet,
 from phaul_client.preflight.requirements import RequiredFile, RequiredSocket, Requirements
 
 _SEARCH_SECONDS = 0.1
+_LIMITS = ("fs.inotify.max_user_instances", "fs.inotify.max_user_watches", "fs.epoll.max_user_watches", "fs.nr_open")
 _LISTEN = 10
 _OFD_GETLK = 36  # asm-generic/fcntl.h; never waits, and takes nothing
 _LOCKS = frozenset({"FLOCK", "POSIX", "OFDLCK"})
@@ -44,6 +46,9 @@ def look_up(needs: Requirements, node: NodeFacts) -> DestinationFacts:
         may_ping=not needs.pings or _may_ping(),
         absent_peers=_look_up_peers(needs.sockets),
         taken_terminals=_look_up_terminals(needs.terminals),
+        limits={name: limits.setting(name.replace(".", "/")) for name in _LIMITS},
+        lacks_inotify=not limits.has_instances(needs.inotify_instances),
+        lower_limits=limits.exceeded(dict(needs.hard_limits)),
         huge_free_bytes=_number(memory.get("HugePages_Free")) * _number(memory.get("Hugepagesize")) * 1024,
     )
 

@@ -42,3 +42,9 @@ class DestinationFacts:
     huge_free_bytes: int = 0
     #: Number of a pseudo terminal that exists here → who has it open, if that was found in time.
     taken_terminals: dict[int, str] = field(default_factory=dict)
+    #: By their names in sysctl: those of which the tree needs something.
+    limits: dict[str, int] = field(default_factory=dict)
+    #: So many inotify instances as the tree has cannot be made.
+    lacks_inotify: bool = False
+    #: Our hard limits that are below the tree's.
+    lower_limits: dict[str, int] = field(default_factory=dict)

@@ -11,10 +11,11 @@ import platform
 from collections.abc import Collection, Iterator
 from typing import Final
 
-from phaul_client.preflight.proc_files import try_text
+from phaul_client.preflight.proc_files import read_stat, try_text
 from phaul_client.preflight.proc_text import parse_epoll
 
 _KCMP_NUMBERS: Final = {"x86_64": 312, "aarch64": 272}
+_KCMP_FILE: Final = 0
 _KCMP_EPOLL_TARGET: Final = 7
 _SAME: Final = 0
 _LIBC: Final = ctypes.CDLL(None)
@@ -27,6 +28,14 @@ class _Slot(ctypes.Structure):
 def watched_but_closed(pid: int, epoll: int, descriptors: Collection[int]) -> tuple[int, ...]:
     """What the epoll watches and none of the process's descriptors is; empty if the kernel cannot tell."""
     return tuple(_closed(pid, epoll, parse_epoll(try_text(f"/proc/{pid}/fdinfo/{epoll}")), descriptors))
+
+
+def is_of_parent(pid: int, fd: int) -> bool:
+    """Whether its parent has the same open file under the same number, as after a fork."""
+    number, stat = _KCMP_NUMBERS.get(platform.machine()), read_stat(pid)
+    if number is None or stat is None:
+        return False
+    return bool(_LIBC.syscall(number, pid, stat.parent_pid, _KCMP_FILE, fd, fd) == _SAME)
 
 
 def _closed(pid: int, epoll: int, targets: tuple[int, ...], descriptors: Collection[int]) -> Iterator[int]:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterable
 
+from phaul_client.preflight.limits import hard_of
 from phaul_client.preflight.mappings import BuildIds, read_mappings
 from phaul_client.preflight.model import FileKind, MappedFile, OpenFile, OutsideEnd, Process, TreeFacts, UnixSocket
 from phaul_client.preflight.open_files import read_open_files
@@ -47,6 +48,7 @@ def read_tree(root_pid: int) -> TreeFacts:
         reader_lineage=lineage(os.getpid()),
         reader_namespaces=own,
         reader_ids=(os.getuid(), os.getgid()),
+        hard_limits=tuple(sorted(hard_of([process.pid for process in processes]).items())),
         seconds=time.monotonic() - started,
     )
 

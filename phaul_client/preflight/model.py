@@ -123,6 +123,7 @@ class OpenFile:
     terminal_index: int | None = None
     #: For a pipe: it keeps the boundaries of what was written (O_DIRECT).
     packets: bool = False
+    entries: int = -1  #: how much an inotify or epoll of its own watches; -1: it is none, or its parent's
 
     def __str__(self) -> str:
         return f"fd {self.fd} of pid {self.pid}"
@@ -250,6 +251,7 @@ class TreeFacts:
     #: Namespaces of the reader, and its real user and group id.
     reader_namespaces: dict[str, int] = field(default_factory=dict)
     reader_ids: tuple[int, int] = (0, 0)
+    hard_limits: tuple[tuple[str, int], ...] = ()  #: the largest of each kind (setrlimit)
     #: Seconds that reading took.
     seconds: float = 0.0
 

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from phaul_client.preflight.epoll import watched_but_closed
+from phaul_client.preflight.epoll import is_of_parent, watched_but_closed
+from phaul_client.preflight.limits import count_entries
 from phaul_client.preflight.model import FileKind, OpenFile
 from phaul_client.preflight.proc_files import GONE, tail_digest, try_stat, try_text
 from phaul_client.preflight.proc_text import parse_fields, parse_locks, strip_deleted
 from phaul_client.tree import shares_namespace
 
+_WATCHERS: Final = frozenset({"anon_inode:inotify", "anon_inode:[eventpoll]"})
 _OWNER_READ, _OWNER_WRITE = stat.S_IRUSR, stat.S_IWUSR
 _PTMX: Final = os.makedev(5, 2)
 _NAMED: Final = frozenset({FileKind.REGULAR, FileKind.DIRECTORY, FileKind.CHARACTER_DEVICE, FileKind.FIFO})
@@ -94,6 +96,7 @@ def _read_file(pid: int, fd: int, link: str, target: str, readable: bool, writab
         locks=locks,
         tail_sha256=tail_digest(link, status.st_size) if may_grow else None,
         target_pid=int(fields["Pid"]) if "pidfd" in target and "Pid" in fields else None,
+        entries=count_entries(fdinfo) if path in _WATCHERS and not is_of_parent(pid, fd) else -1,
         terminal_index=int(fields["tty-index"]) if status.st_rdev == _PTMX and "tty-index" in fields else None,
     )
 

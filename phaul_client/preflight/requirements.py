@@ -86,6 +86,11 @@ class Requirements:
     pings: bool = False
     #: Numbers N of pseudo terminals whose masters it has: as /dev/pts/N they must be free.
     terminals: tuple[int, ...] = ()
+    inotify_instances: int = 0
+    inotify_watches: int = 0
+    epoll_watches: int = 0
+    #: The largest hard limit of each kind (those of setrlimit).
+    hard_limits: tuple[tuple[str, int], ...] = ()
 
 
 def requirements(tree: TreeFacts, node: NodeFacts) -> Requirements:
@@ -112,8 +117,17 @@ def requirements(tree: TreeFacts, node: NodeFacts) -> Requirements:
         capabilities=capabilities.needed(tree),
         huge_bytes=sum(file.length_bytes for file in tree.mapped_files if file.path.startswith("/anon_hugepage")),
         terminals=tuple(sorted(masters(tree))) if not _own_mounts(tree) else (),
+        inotify_instances=len(_watchers(tree, "inotify")),
+        inotify_watches=sum(_watchers(tree, "inotify")),
+        epoll_watches=sum(_watchers(tree, "[eventpoll]")),
+        hard_limits=tree.hard_limits,
         pings=any(inet.protocol == "icmp" and not inet.own_network_namespace for inet in tree.inet_sockets),
     )
+
+
+def _watchers(tree: TreeFacts, kind: str) -> list[int]:
+    """How much each of them watches."""
+    return [file.entries for file in tree.open_files if file.path == f"anon_inode:{kind}" and file.entries >= 0]
 
 
 def carried(needs: Requirements, paths: Collection[str]) -> Requirements:

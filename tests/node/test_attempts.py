@@ -42,25 +42,42 @@ async def start(node: Node, directory: Path) -> tuple[Path, Path]:
     return wish, told
 
 
-async def test_what_was_open_in_the_freeze_moves_when_it_is_tried_again(nodes: Nodes, tmp_path: Path) -> None:
+async def arrange(nodes: Nodes, directory: Path) -> tuple[str, ...]:
+    """Two daemons, a program that the first migration finds looking, and the words that ask for it."""
     a, b, _ = nodes
-    hooks = tmp_path / "hooks"
+    hooks = directory / "hooks"
     hooks.mkdir()
     await a.start_phauld(hooks_dir=hooks)
     await b.start_phauld()
-    wish, told = await start(a, tmp_path)
-    once, over = tmp_path / "once", tmp_path / "over"
+    wish, told = await start(a, directory)
+    once, over = directory / "once", directory / "over"
     hook = hooks / "look"
     hook.write_text(HOOK.format(wish=wish, told=told, once=once, over=over))
     hook.chmod(0o755)
     once.touch()
-    words = ("migrate", "curious", "--to", b.address, "--json")
+    return ("migrate", "curious", "--to", b.address, "--json")
+
+
+async def test_what_was_open_in_the_freeze_moves_when_it_is_tried_again(nodes: Nodes, tmp_path: Path) -> None:
+    a, over = nodes.a, tmp_path / "over"
+    words = await arrange(nodes, tmp_path)
     failed = await a.phaul(*words, "--attempts", "1")
     assert (failed.returncode, failed.events()[-1]["error"]["reason"]) == (ROLLED_BACK, "RESTORE_FAILED"), failed
     assert [each for each in failed.events() if each["event"] == "retry"] == []
     await until(over.exists)  # the hook is called when the migration is over
     done = await a.phaul(*words)
     assert (done.returncode, done.events()[-1]["outcome"]) == (0, "moved"), done
+
+
+async def test_a_move_that_is_rolled_back_is_tried_again_by_itself(nodes: Nodes, tmp_path: Path) -> None:
+    a, b, _ = nodes
+    words = await arrange(nodes, tmp_path)
+    done = await a.phaul(*words, "--attempts", "20")  # it may still be open when the second one looks
+    retries = [each for each in done.events() if each["event"] == "retry"]
+    assert (done.returncode, done.events()[-1]["outcome"]) == (0, "moved"), done
+    assert (retries[0]["attempt"], retries[0]["error"]["reason"]) == (2, "RESTORE_FAILED"), retries
+    assert [each["name"] for each in (await b.phaul("ps", "--json")).json()["workloads"]] == ["curious"]
+    assert (await a.phaul("ps", "--json")).json() == {"workloads": []}
 
 
 async def test_what_stays_open_is_refused_in_the_end(nodes: Nodes, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import resource
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from phaul_client.preflight import read_node
 from tests.preflight.truth import NotStarted, Stage
 
 
@@ -166,8 +168,8 @@ def added_address(_stage: Stage) -> Iterator[None]:
 
 
 @contextmanager
-def _ping_group_range(value: str) -> Iterator[None]:
-    setting = Path("/proc/sys/net/ipv4/ping_group_range")
+def _setting(name: str, value: str) -> Iterator[None]:
+    setting = Path("/proc/sys", name)
     before = setting.read_text()
     setting.write_text(value)
     try:
@@ -179,14 +181,39 @@ def _ping_group_range(value: str) -> Iterator[None]:
 @contextmanager
 def may_ping(_stage: Stage) -> Iterator[None]:
     """Every group may make ICMP sockets."""
-    with _ping_group_range("0 2147483647"):
+    with _setting("net/ipv4/ping_group_range", "0 2147483647"):
         yield
 
 
 @contextmanager
 def may_not_ping(_stage: Stage) -> Iterator[None]:
     """None may."""
-    with _ping_group_range("1 0"):
+    with _setting("net/ipv4/ping_group_range", "1 0"):
+        yield
+
+
+@contextmanager
+def few_inotifies(_stage: Stage) -> Iterator[None]:
+    """Fewer than the tree has, and enough for everybody else."""
+    with _setting("fs/inotify/max_user_instances", "400"):
+        yield
+
+
+@contextmanager
+def lower_limit(_stage: Stage) -> Iterator[None]:
+    """One of our hard limits is lower than the tree's, and stays so where we may not raise it."""
+    before = resource.getrlimit(resource.RLIMIT_MSGQUEUE)
+    lower = before[1] - 4096 if before[1] != resource.RLIM_INFINITY else 819200
+    resource.setrlimit(resource.RLIMIT_MSGQUEUE, (lower, lower))
+    yield
+    if read_node().sys_resource:
+        resource.setrlimit(resource.RLIMIT_MSGQUEUE, before)
+
+
+@contextmanager
+def few_watches(_stage: Stage) -> Iterator[None]:
+    """Fewer than the tree has, and enough for everybody else."""
+    with _setting("fs/inotify/max_user_watches", "1000"):
         yield
 
 

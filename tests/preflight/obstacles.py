@@ -19,8 +19,11 @@ from tests.preflight.arranged import (
     datagram_server,
     datagrams_to_us,
     ended,
+    few_inotifies,
+    few_watches,
     fifo_of_ours,
     file_from_another_mount_namespace,
+    lower_limit,
     may_not_ping,
     may_ping,
     pid_taken,
@@ -47,6 +50,12 @@ _STREAMS: Final = """
 null = os.open("/dev/null", os.O_RDWR)
 for number in range(3): os.dup2(null, number)
 os.close(null)
+"""
+_WATCHES: Final = """
+watch = check(libc.inotify_init())
+for number in range({count}):
+    os.mkdir(path(str(number)))
+    check(libc.inotify_add_watch(watch, path(str(number)).encode(), 0x100))
 """
 #: A shell leads the session and waits for its child, the program; its $0 tells that the root is a child.
 _LED_BY_A_SHELL: Final = ("sh", "-c", '"$@" & wait', "--fork")
@@ -271,6 +280,26 @@ client = socket.socket(socket.AF_UNIX); client.connect(path("server")); client.s
         codes=codes("ping-group"),
         moves=False,
     ),
+    Case(
+        name="inotifies-above-the-limit",
+        destination=few_inotifies,
+        program="for _ in range(500): check(libc.inotify_init())",
+        codes=codes("inotify-limit"),
+        moves=False,
+    ),
+    Case(
+        name="inotify-watches-above-the-limit",
+        destination=few_watches,
+        program=_WATCHES.format(count=1500),
+        codes=codes("inotify-limit"),
+        moves=False,
+    ),
+    Case(
+        name="hard-limit-above-ours",
+        destination=lower_limit,
+        codes=frozenset() if _MAY_READ_LIMITS else codes("resource-limit"),
+    ),
+    Case(name="inotifies", destination=few_inotifies, program=_WATCHES.format(count=20)),
     Case(
         name="unix-waits-to-be-accepted-by-another",
         around=stream_server,

@@ -13,12 +13,14 @@ import phaul_client.preflight
 from phaul.v1 import types_pb2
 from phaul_client.preflight.capabilities import mask
 from phaul_client.preflight.check_devices import DEVICES, UNSUPPORTED
+from phaul_client.preflight.check_limits import check_limits
 from phaul_client.preflight.check_nodes import check_nodes
 from phaul_client.preflight.check_sysctls import check_source_node
 from phaul_client.preflight.checks_destination import check_destination
 from phaul_client.preflight.checks_source import check_source
 from phaul_client.preflight.convert import node_facts_of, problem_messages, requirements_of, tree_message, wishes_of
 from phaul_client.preflight.destination_model import DestinationFacts
+from phaul_client.preflight.limits import UNLIMITED, parse_hard
 from phaul_client.preflight.model import InetSocket, NodeFacts, Process, TreeFacts
 from phaul_client.preflight.options import choose_options
 from phaul_client.preflight.problems import Problem, Severity, blocks, error, info, warning, worst_first
@@ -324,6 +326,48 @@ def test_options_of_the_api_become_wishes() -> None:
     assert wishes_of(options) == Wishes(tcp=TcpPolicy.KEEP, shell_job=False, ghost_limit_bytes=0, post_copy=True)
 
 
+def test_limits_of_the_destination() -> None:
+    needs = Requirements(root_pid=7, inotify_watches=9, epoll_watches=20, hard_limits=(("NOFILE", 4096),))
+    enough = {"fs.inotify.max_user_watches": 9, "fs.epoll.max_user_watches": 20, "fs.nr_open": 4096}
+    node = NodeFacts(name="b", sys_resource=False)
+    assert list(check_limits(needs, DestinationFacts(node=node, limits=enough))) == []
+    assert list(check_limits(needs, DestinationFacts(node=node))) == []  # nothing is known of them
+    found = DestinationFacts(
+        node=node,
+        limits={name: value - 1 for name, value in enough.items()},
+        lacks_inotify=True,
+        lower_limits={"NOFILE": 1024},
+    )
+    refused = list(check_limits(needs, found))
+    assert [problem.code for problem in refused] == [
+        "inotify-limit",
+        "epoll-limit",
+        "inotify-limit",
+        "resource-limit",
+        "resource-limit",
+    ]
+    assert [problem.severity for problem in refused] == [Severity.ERROR] * 3 + [Severity.WARNING] * 2
+    assert all(problem.remedy for problem in refused)
+    may = DestinationFacts(node=replace(node, sys_resource=True), limits=enough, lower_limits={"NOFILE": 1024})
+    assert list(check_limits(needs, may)) == []
+
+
+def test_needs_of_limits_cross_the_wire() -> None:
+    limits = (("FSIZE", UNLIMITED), ("NOFILE", 20000))
+    needs = Requirements(root_pid=7, inotify_instances=2, inotify_watches=9, epoll_watches=20, hard_limits=limits)
+    assert requirements_of(tree_message(needs)) == needs
+
+
+def test_hard_limits_are_read() -> None:
+    text = """Limit                     Soft Limit           Hard Limit           Units
+Max file size             unlimited            unlimited            bytes
+Max open files            1024                 20000                files
+Max nice priority         0                    0
+Max file locks            unlimited            unlimited            locks
+"""
+    assert parse_hard(text) == {"FSIZE": UNLIMITED, "NOFILE": 20000, "NICE": 0}
+
+
 def test_problems_and_nodes_cross_the_wire() -> None:
     (message,) = problem_messages([error("code", "subject", "message", "remedy")], "a")
     assert (message.code, message.severity, message.node_name) == ("code", types_pb2.SEVERITY_ERROR, "a")
@@ -335,8 +379,8 @@ IMPURE: Final = frozenset(
     {"asyncio", "ctypes", "os", "pathlib", "platform", "shutil", "socket", "subprocess", "threading", "time"}
 )
 READERS: Final = frozenset(
-    """address_space destination_facts epoll facts mappings network_namespace node_facts open_files proc_files processes
-    sockets udp_cork unix_diag __init__""".split()  # noqa: SIM905
+    """address_space destination_facts epoll facts limits mappings network_namespace node_facts open_files proc_files
+    processes sockets udp_cork unix_diag __init__""".split()  # noqa: SIM905
 )
 
 
