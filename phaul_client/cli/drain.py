@@ -17,6 +17,7 @@ import grpc
 from phaul.v1 import migrations_pb2, node_pb2
 from phaul.v1.migrations_pb2 import Migration
 from phaul_client.cli import parameters
+from phaul_client.cli.attempts import DEFAULT_ATTEMPTS, PAUSE_SECONDS, is_over_soon
 from phaul_client.cli.connection import CALL_SECONDS, LONG_CALL_SECONDS, Daemon, persistently, translate
 from phaul_client.cli.follow import watch
 from phaul_client.cli.json_output import failure_json, migration_json, milliseconds, to_line
@@ -58,6 +59,13 @@ _MAY_TRY_AGAIN: Final = (Outcome.REFUSED, Outcome.ROLLED_BACK)
 @click.option(
     "--jobs", type=click.IntRange(1, 100), default=DEFAULT_JOBS, show_default=True, help="How many at a time."
 )
+@click.option(
+    "--attempts",
+    type=click.IntRange(1, 100),
+    default=DEFAULT_ATTEMPTS,
+    show_default=True,
+    help="How often it is tried for each destination, if the program only looked into /proc just then.",
+)
 @options_without_destination
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 async def drain(
@@ -66,6 +74,7 @@ async def drain(
     node: str | None,
     destinations: tuple[tuple[str, ...], ...],
     jobs: int,
+    attempts: int,
     quiet: bool,
     **options: Any,
 ) -> ExitCode:
@@ -81,7 +90,7 @@ async def drain(
     """
     spread = Spread([each for group in destinations for each in group])
     async with session.connect_to(node or session.daemon) as daemon:
-        work = Drain(daemon, spread, jobs, build_options(options), as_json=session.json, quiet=quiet)
+        work = Drain(daemon, spread, jobs, attempts, build_options(options), as_json=session.json, quiet=quiet)
         await work.run()
     session.show(work.result(), work.summary())
     return work.exit_code()
@@ -90,10 +99,13 @@ async def drain(
 class Drain:
     """One drain of one node."""
 
-    def __init__(self, daemon: Daemon, spread: Spread, jobs: int, options: Any, *, as_json: bool, quiet: bool) -> None:
+    def __init__(
+        self, daemon: Daemon, spread: Spread, jobs: int, attempts: int, options: Any, *, as_json: bool, quiet: bool
+    ) -> None:
         self._daemon = daemon
         self._spread = spread
         self._jobs = jobs
+        self._attempts = attempts
         self._options = options
         self._as_json = as_json
         self._quiet = quiet
@@ -134,13 +146,24 @@ class Drain:
         tried: list[str] = []
         while (destination := self._spread.take(tried)) is not None and not self._stopped:
             tried.append(destination)
-            migration = await self._move(name, destination)
+            migration = await self._try(name, destination)
             outcome = outcome_of(migration)
             self._spread.ended(destination, moved=outcome is Outcome.MOVED)
             self.ended[name] = migration
             self._show(name, migration)
             if outcome not in _MAY_TRY_AGAIN:
                 break
+
+    async def _try(self, name: str, destination: str) -> Migration:
+        """The last attempt, after others that failed for what is over in a moment; those are shown as well."""
+        migration = await self._move(name, destination)
+        for _ in range(1, self._attempts):
+            if self._stopped or not is_over_soon(migration):
+                break
+            self._show(name, migration)
+            await asyncio.sleep(PAUSE_SECONDS)
+            migration = await self._move(name, destination)
+        return migration
 
     async def _until_it_runs(self, name: str) -> bool:
         """`False` if we are to begin nothing more, or if it will not run here: what was to arrive did not."""
@@ -242,6 +265,7 @@ class Drain:
         for name, each in failed.items():
             failure = failure_of(each)
             lines.append(f"  {name} {outcome_of(each)}: {failure.message if failure is not None else ''}")
+            lines += [f"    remedy: {failure.remedy}"] if failure is not None and failure.remedy else []
         return "\n".join(lines + ([f"  not tried: {', '.join(left)}"] if left else []))
 
     def exit_code(self) -> ExitCode:

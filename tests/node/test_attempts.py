@@ -80,6 +80,15 @@ async def test_a_move_that_is_rolled_back_is_tried_again_by_itself(nodes: Nodes,
     assert (await a.phaul("ps", "--json")).json() == {"workloads": []}
 
 
+async def test_a_drain_tries_again_as_well(nodes: Nodes, tmp_path: Path) -> None:
+    a, b, _ = nodes
+    await arrange(nodes, tmp_path)
+    done = await a.phaul("drain", "--to", b.address, "--attempts", "20", "--json")
+    first, *_, last = done.events()
+    assert (done.returncode, last["moved"], last["failed"]) == (0, 1, []), done
+    assert (first["outcome"], first["error"]["reason"]) == ("rolled-back", "RESTORE_FAILED"), done
+
+
 async def test_what_stays_open_is_refused_in_the_end(nodes: Nodes, tmp_path: Path) -> None:
     a, b, _ = nodes
     for node in (a, b):
