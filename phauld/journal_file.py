@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import sqlite3
@@ -43,12 +44,39 @@ MIGRATIONS: Final = (
 )
 
 
+class _Connection(sqlite3.Connection):
+    """Which holds the file by a lock of its own, too: SQLite's are gone as soon as anything here opens and closes it.
+
+    A preflight does so for the files of the tree, even where the tree is phauld itself.
+    """
+
+    _held: int | None = None
+
+    def hold(self, path: Path) -> None:
+        """Raises `OSError`: EWOULDBLOCK if somebody else has it."""
+        self._held = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if exc.errno == errno.EWOULDBLOCK:
+                raise
+
+    def close(self) -> None:
+        """SQLite's first."""
+        super().close()
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held)
+
+
 def open_file(path: Path) -> tuple[sqlite3.Connection, str]:
     """Open it, or make it; the connection, which holds it alone, and the node id. Raises `PhaulError`."""
     try:
         _create(path)
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", timeout=0, isolation_level=None, uri=True)
+        uri = f"{path.absolute().as_uri()}?mode=rw"
+        connection = sqlite3.connect(uri, timeout=0, isolation_level=None, uri=True, factory=_Connection)
         try:
+            connection.hold(path)
             return connection, _prepare(connection, path)
         except BaseException:
             connection.close()
@@ -135,7 +163,7 @@ def _cannot_open(path: Path, error: OSError | sqlite3.Error) -> PhaulError:
 def _sqlite_code(error: OSError | sqlite3.Error) -> int | None:
     """SQLite's primary result code; `None` for an error of the system."""
     if isinstance(error, OSError):
-        return None
+        return sqlite3.SQLITE_BUSY if isinstance(error, BlockingIOError) else None
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     return code & 0xFF
 
