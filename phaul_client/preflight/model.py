@@ -244,16 +244,14 @@ class TreeFacts:
     unix_sockets: tuple[UnixSocket, ...] = ()
     other_sockets: tuple[OtherSocket, ...] = ()
     outside_ends: tuple[OutsideEnd, ...] = ()
-    #: Ids of all mounts that the tree can see.
-    mount_ids: frozenset[int] = frozenset()
+    mount_ids: frozenset[int] = frozenset()  #: of all mounts that the tree can see
     #: The reader and its ancestors.
     reader_lineage: tuple[int, ...] = ()
     #: Namespaces of the reader, and its real user and group id.
     reader_namespaces: dict[str, int] = field(default_factory=dict)
     reader_ids: tuple[int, int] = (0, 0)
     hard_limits: tuple[tuple[str, int], ...] = ()  #: the largest of each kind (setrlimit)
-    #: Seconds that reading took.
-    seconds: float = 0.0
+    seconds: float = 0.0  #: that reading took
 
     @property
     def root(self) -> Process | None:

@@ -193,7 +193,7 @@ async def test_a_second_phauld_is_refused_and_harms_nothing(path: Path) -> None:
 async def test_it_stays_held_when_the_file_is_read_here(path: Path) -> None:
     """As a preflight does with the open files of a tree, and of phauld itself if somebody asks for that."""
     first = await Journal.open(path)
-    path.read_bytes()  # SQLite's locks are gone with this
+    os.close(os.open(path, os.O_RDONLY))  # SQLite's locks are gone with this
     assert _open_in_a_child(path) == f"the journal {path} is held by another phauld"
     await first.aclose()
     assert _open_in_a_child(path) == "opened"
