@@ -23,8 +23,8 @@ class Guard(Protocol):
     async def start(self) -> None:
         """Beforehand: it takes its time. Once is enough."""
 
-    async def watch(self, criu_pid: int, root_pid: int) -> None:
-        """From now on, a criu that has not touched the tree yet."""
+    async def watch(self, criu_pid: int, root_pid: int, *, is_told: bool = True) -> None:
+        """From now on, a criu that has not touched the tree yet. Not `is_told`: no `note_frozen`, no `note_whole`."""
 
     async def note_frozen(self) -> None:
         """criu holds every task, and has changed none."""
@@ -61,7 +61,7 @@ async def guarded(guard: Guard | None, criu: Criu, options: DumpOptions) -> Asyn
     swrk = await criu.prestart(options.passed_fds)
     try:
         try:
-            await guard.watch(swrk.pid or 0, options.pid)
+            await guard.watch(swrk.pid or 0, options.pid, is_told=False)
         except OSError as exc:
             logger.warning("nobody guards the tree pid=%d error=%s", options.pid, exc)
         yield swrk

@@ -22,13 +22,14 @@ from phauld.proc import descendants
 
 CLOSE, MUNMAP = 3, 11
 #: compel/arch/x86/src/lib/infect.c, code_syscall; behind it criu puts the name of a file for a moment
-INJECTED = b"\x0f\x05\xcc\xcc\xcc\xcc\xcc\xcc"
-FILE_NAME = b"CRIUMFD\0"
+INJECTED, FILE_NAME = b"\x0f\x05\xcc\xcc\xcc\xcc\xcc\xcc", b"CRIUMFD\0"
 CODE_BYTES = len(INJECTED) + len(FILE_NAME)
 SMALLEST_AREA = 4096
+END_OF_MEMORY = 1 << 63
 CRIU_FILE = "/memfd:CRIUMFD"
 LARGEST_STRETCH = 1 << 28
 HEAP = ("[heap]", "")
+STARTED = 19  # in /proc/PID/stat, counted from the state on
 
 
 class Area(NamedTuple):
@@ -60,21 +61,24 @@ class Before(NamedTuple):
     """What is known of a tree before criu touches it."""
 
     pids: tuple[int, ...]
+    started: dict[int, int]  #: when each did, in clock ticks
     stopped: frozenset[int]
     code: dict[tuple[int, int], bytes]  #: of each process, at an address
 
 
 def look(root: int) -> Before:
     """While the tree runs."""
-    pids, stopped, code = descendants([root]), set(), {}
+    pids, started, stopped, code = descendants([root]), {}, set(), {}
     for pid in pids:
         with contextlib.suppress(OSError):
-            if state(pid) == "T":
+            fields = stat(pid)
+            started[pid] = int(fields[STARTED])
+            if fields[0] == b"T":
                 stopped.add(pid)
             place = place_of_code(areas(pid))
             if place is not None:
                 code[pid, place.start] = peek(pid, place.start, CODE_BYTES)
-    return Before(tuple(pids), frozenset(stopped), code)
+    return Before(tuple(pids), started, frozenset(stopped), code)
 
 
 class Cure:
@@ -255,9 +259,9 @@ def _area(line: str) -> Area:
 
 
 def place_of_code(mapped: Iterable[Area]) -> Area | None:
-    """Where criu puts its first system calls (criu/include/vma.h, get_exec_start)."""
-    suitable = (area for area in mapped if area.rights[2] == "x" and area.end - area.start >= SMALLEST_AREA)
-    return next(suitable, None)
+    """Where criu puts its first system calls (criu/include/vma.h, get_exec_start): not into the kernel's own page."""
+    mine = (each for each in mapped if each.rights[2] == "x" and each.end <= END_OF_MEMORY)
+    return next((each for each in mine if each.end - each.start >= SMALLEST_AREA), None)
 
 
 def peek(pid: int, address: int, size: int) -> bytes:
@@ -282,9 +286,10 @@ def descriptors(pid: int) -> list[tuple[int, str]]:
     return found
 
 
-def state(pid: int) -> str:
+def stat(pid: int) -> list[bytes]:
+    """From its state on."""
     with open(f"/proc/{pid}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()[0].decode()
+        return file.read().rpartition(b")")[2].split()
 
 
 def stop_is_pending(pid: int) -> bool:

@@ -1,19 +1,19 @@
 """Mends a tree if the criu that dumps it is killed.
 
-    dump_guard FD
+    dump_guard FD RECORD
 
 criu changes the registers of each task (see `cure.py`), and puts TCP connections under repair: from the dump of a
 connection on, and until criu lets go of the tree, who reads or writes is refused, and most programs end at such an
 error. A criu that is killed (for want of memory, by hand) would let the tree run on like that. So criu is traced:
 PTRACE_EVENT_EXIT comes, after SIGKILL as well, before the kernel lets go of what criu itself traces.
 
-FD is a socket of messages. In comes "CRIU_PID ROOT_PID", before criu touches the tree; out goes "ok" or what is wrong.
-Then "frozen": criu holds every task, and has changed none; later "whole": it has changed them back. Both are answered
-with "ok", but if criu has ended. From the answer to "whole" on the tree is not touched, whatever becomes of criu:
-others may stop it, and have to find it stopped. Out goes "end" when criu is gone (which "over" says as well) and what
-is to be done then is done; "bye" comes back, and the next watch may begin. It ends when the socket is closed and no
-criu is watched. Of a pre-dump nothing is told in between, and its tree stays on its processors. The standard library
-alone.
+FD is a socket of messages. In comes "CRIU_PID ROOT_PID 1", before criu touches the tree; out goes "ok" or what is
+wrong. Then "frozen": criu holds every task, and has changed none; later "whole": it has changed them back. Both are
+answered with "ok", but if criu has ended. From the answer to "whole" on the tree is not touched, whatever becomes of
+criu: others may stop it, and have to find it stopped. Out goes "end" when criu is gone (which "over" says as well) and
+what is to be done then is done; "bye" comes back, and the next watch may begin. It ends when the socket is closed and
+no criu is watched. Of a pre-dump nothing is told in between ("CRIU_PID ROOT_PID 0"): that criu has begun to hold the
+tree is seen by its first SIGCHLD. RECORD is a file, see `one_processor.py`. The standard library alone.
 """
 
 import _thread
@@ -48,8 +48,11 @@ from phauld.proc import descendants
 
 TCP_REPAIR = 19
 REPAIR_ENDS = 0
+AHEAD = 2  # of criu's priority
+ANSWER_BYTES = 200
 OF_THIS_MACHINE = "x86_64"
 LOOK_SECONDS = 0.001
+LOOK_SHARE = 1 / 8  # of the time for which criu has held the tree
 
 
 def wait_until_it_has_begun(pid: int) -> None:
@@ -65,8 +68,11 @@ def command(pid: int) -> bytes:
     return b""
 
 
-def seize(criu: int) -> None:
-    """Raises OSError. Each stop of a task is a SIGCHLD for criu, which would stop for us at each: it waits without."""
+def seize(criu: int, *, is_told: bool) -> None:
+    """Raises OSError. Each stop of a task is a SIGCHLD for criu, which would stop for us at each: it waits without.
+
+    But the first one, if nothing else tells when criu freezes the tree.
+    """
     ptrace(PTRACE_SEIZE, criu, PTRACE_O_TRACEEXIT)
     ptrace(PTRACE_INTERRUPT, criu)
     while True:
@@ -76,11 +82,17 @@ def seize(criu: int) -> None:
         if status >> 16 == EVENT_STOP:
             break
         ptrace(PTRACE_CONT, criu, os.WSTOPSIG(status))
+    if is_told:
+        block_children(criu)
+    ptrace(PTRACE_CONT, criu)
+
+
+def block_children(criu: int) -> None:
+    """Raises OSError."""
     mask = ctypes.c_uint64()
     ptrace(PTRACE_GETSIGMASK, criu, ctypes.byref(mask), MASK_BYTES)
     mask.value |= 1 << (signal.SIGCHLD - 1)
     ptrace(PTRACE_SETSIGMASK, criu, ctypes.byref(mask), MASK_BYTES)
-    ptrace(PTRACE_CONT, criu)
 
 
 def end_repair(root: int) -> None:
@@ -113,16 +125,19 @@ class Watch:
     What is said to be criu may be a program that starts it: then criu is whoever holds the tree once that is frozen.
     """
 
-    def __init__(self, criu: int, root: int) -> None:
+    def __init__(self, criu: int, root: int, record: str, *, is_told: bool) -> None:
         """Raises OSError."""
         self._root = root
+        self._is_told = is_told
         self._before = look(root)
         self._criu = 0  # nobody yet
         self._is_asked = False  # who it is
         self._found: SimpleQueue[int] = SimpleQueue()  # who holds the tree; 0: nobody
         self._seized: SimpleQueue[bytes] = SimpleQueue()  # what is wrong with that
         self._cure: Cure | None = None
-        self._processor = OneProcessor()
+        self._processor = OneProcessor(record)
+        self._has_frozen = False  # as far as nobody tells
+        self._usual_policy = os.SCHED_OTHER  # of criu
         self._is_ending = False
         self._lock = _thread.allocate_lock()
         wait_until_it_has_begun(criu)
@@ -133,7 +148,7 @@ class Watch:
         if self._criu == 0 and not self._has_found():
             return
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # killed in the middle of a stop
-            see_to_its_end(self._criu, self._it_ends_badly)
+            see_to_its_end(self._criu, self._it_ends_badly, self._on_signal)
         with self._lock:
             self._is_ending = True
             if self._cure is not None:
@@ -153,11 +168,37 @@ class Watch:
                 return b""
             match word:
                 case b"frozen":
-                    self._processor.enter(self._criu, descendants([self._root]))
+                    self._enter_processor()
                 case b"whole":
                     self._cure = None
                     self._leave_processor()
             return b"ok"
+
+    def _on_signal(self, number: int) -> None:
+        if self._is_told or self._has_frozen or number != signal.SIGCHLD or tracer(self._root) != self._criu:
+            return
+        self._has_frozen = True
+        with self._lock, contextlib.suppress(OSError):
+            block_children(self._criu)
+            self._usual_policy = os.sched_getscheduler(self._criu)
+            os.sched_setscheduler(self._criu, os.SCHED_RR, os.sched_param(1))
+            self._enter_processor()
+            _thread.start_new_thread(self._until_it_lets_go, ())
+
+    def _until_it_lets_go(self) -> None:
+        """A thread: nobody tells when criu lets go of the tree, and goes on by itself. Who looks takes of its time."""
+        with contextlib.suppress(OSError):  # before criu, which keeps the processor while it writes pages
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(AHEAD))
+        began = time.monotonic()
+        while not self._is_ending and tracer(self._root) == self._criu:
+            time.sleep(max(LOOK_SECONDS, (time.monotonic() - began) * LOOK_SHARE))
+        with self._lock, contextlib.suppress(OSError):
+            if not self._is_ending:
+                self._leave_processor()
+                os.sched_setscheduler(self._criu, self._usual_policy, os.sched_param(0))
+
+    def _enter_processor(self) -> None:
+        self._processor.enter(self._criu, descendants([self._root]), self._before.started)
 
     def _leave_processor(self) -> None:
         self._processor.leave(descendants([self._root]))
@@ -174,7 +215,7 @@ class Watch:
 
     def _seize(self, criu: int) -> None:
         """Raises OSError."""
-        seize(criu)
+        seize(criu, is_told=self._is_told)
         self._criu = criu
         self._cure = Cure(criu, self._root, self._before) if os.uname().machine == OF_THIS_MACHINE else None
 
@@ -196,9 +237,9 @@ def hear(told: socket.socket, watch: Watch, is_over: _thread.LockType) -> None:
     is_over.release()
 
 
-def see_through(told: socket.socket, criu: int, root: int) -> None:
+def see_through(told: socket.socket, record: str, criu: int, root: int, is_told: int) -> None:
     """Raises OSError if criu cannot be watched."""
-    watch, is_over = Watch(criu, root), _thread.allocate_lock()
+    watch, is_over = Watch(criu, root, record, is_told=bool(is_told)), _thread.allocate_lock()
     told.send(b"ok")
     is_over.acquire()
     _thread.start_new_thread(hear, (told, watch, is_over))
@@ -212,6 +253,6 @@ def main() -> None:
     told = socket.socket(fileno=int(sys.argv[2]))
     while words := told.recv(LINE_BYTES).split():
         try:
-            see_through(told, *map(int, words))
-        except OSError as exc:
-            told.send(str(exc).encode())
+            see_through(told, sys.argv[3], *map(int, words))
+        except Exception as exc:  # nobody is watched, but the next one may be
+            told.send(repr(exc).encode()[:ANSWER_BYTES])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from pathlib import Path
 from typing import Final
 
 from phaul_criu.child import Child, finish, spawn
 from phaul_criu.urgency import hurry
 from phauld.bare import bare_python
+from phauld.guarding.one_processor import give_back
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +23,9 @@ _ANSWER_BYTES: Final = 256
 class DumpGuard:
     """A `dump_guard.py`, which outlives phauld while it watches; see `phaul_client.guarding.Guard`."""
 
-    def __init__(self) -> None:
+    def __init__(self, record: Path) -> None:
+        """`record` is for `one_processor.py`; its directory is there when the watch begins."""
+        self._record = str(record)
         self._child: Child | None = None
         self._told: socket.socket | None = None
         self._watches = False
@@ -29,6 +33,9 @@ class DumpGuard:
         self._is_lost = False  # it did not answer in time: what it says now belongs to another question
 
     async def start(self) -> None:
+        if self._child is not None and (self._child.returncode is not None or self._is_lost):
+            await self.aclose()
+            self._child, self._is_lost = None, False
         if self._child is not None:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -36,17 +43,16 @@ class DumpGuard:
         self._told = ours
         with theirs:
             try:
-                self._child = await spawn(
-                    [*bare_python("guarding.dump_guard"), str(theirs.fileno())], pass_fds=(theirs.fileno(),)
-                )
+                argv = [*bare_python("guarding.dump_guard"), str(theirs.fileno()), self._record]
+                self._child = await spawn(argv, pass_fds=(theirs.fileno(),))
             except BaseException:
                 ours.close()
                 raise
         hurry(self._child.pid)
 
-    async def watch(self, criu_pid: int, root_pid: int) -> None:
+    async def watch(self, criu_pid: int, root_pid: int, *, is_told: bool = True) -> None:
         await self.start()
-        answer = await self._ask(f"{criu_pid} {root_pid}")
+        answer = await self._ask(f"{criu_pid} {root_pid} {int(is_told)}")
         if answer != "ok":
             raise OSError(answer or "the guard has ended")
         self._watches, self._is_over = True, False
@@ -78,6 +84,7 @@ class DumpGuard:
             self._tell("bye")
         except OSError as exc:
             logger.warning("the guard of criu does not end: %s", exc)
+        give_back(self._record)  # should it have been killed
 
     async def aclose(self) -> None:
         if self._told is not None:

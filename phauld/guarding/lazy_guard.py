@@ -92,8 +92,11 @@ def watch(lazy_pages: int, root: int) -> None:
     see_to_its_end(lazy_pages, lambda: kill_tree(root, criu))
 
 
-def see_to_its_end(pid: int, act: Callable[[], None]) -> None:
-    """Until a traced process has ended; if not well, `act` in its last moment, when the kernel has closed nothing."""
+def see_to_its_end(pid: int, act: Callable[[], None], on_signal: Callable[[int], None] = lambda _: None) -> None:
+    """Until a traced process has ended; if not well, `act` in its last moment, when the kernel has closed nothing.
+
+    `on_signal` is called before a signal is delivered to it.
+    """
     while True:
         _, status = os.waitpid(pid, ALL_CHILDREN)
         if not os.WIFSTOPPED(status):
@@ -104,6 +107,8 @@ def see_to_its_end(pid: int, act: Callable[[], None]) -> None:
             ptrace(PTRACE_GETEVENTMSG, pid, ctypes.byref(message))
             if message.value != 0:
                 act()
+        if event == 0:
+            on_signal(number)
         if event == EVENT_STOP and number != signal.SIGTRAP:  # a stop of its group lasts
             ptrace(PTRACE_LISTEN, pid)
         else:

@@ -28,6 +28,7 @@ from phaul_client.tree_lock import unlock_network
 from phauld import convert
 from phauld.costs import CostBook
 from phauld.guard import open_channel
+from phauld.guarding.one_processor import give_back
 from phauld.journal import OutgoingEntry, OutgoingRecord
 from phauld.node import Node
 from phauld.observer import Observer
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 UNWIND_SECONDS: Final = 10.0  #: for an earlier phauld's criu, which has lost its socket
 FILLED_SECONDS: Final = 0.1
+PROCESSORS: Final = "processors.json"  #: on which the tree might run before its guard kept it on one
 #: Here the tree's addresses are the destination's, or may be.
 _WITHOUT_ADDRESSES: Final = frozenset({*commit.IN_DOUBT, Phase.FILLING, Phase.CONFIRMED})
 
@@ -87,6 +89,7 @@ class Attempts:
             relay=self._relay,
             belongings=self._belongings,
             meter=meter,
+            processors=directory / PROCESSORS,
             clean_up=self._clean_up,
         )
         self._movement = Movement(
@@ -202,6 +205,7 @@ class Attempts:
         self.has_opened = True
         if "relay" not in entry.detail:  # else criu may still serve pages
             await criu_gone(entry.detail.get("criu") or {}, patience_seconds=UNWIND_SECONDS)
+        give_back(str(self._directory / PROCESSORS))
         async with (
             self._channel() as channel,
             GrpcRemote(

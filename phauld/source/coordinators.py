@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
@@ -44,14 +45,17 @@ class Coordinators:
         relay: SourceRelay,
         belongings: Belongings,
         meter: Meter,
+        processors: Path,
         clean_up: Callable[[], Awaitable[None]],
     ) -> None:
+        """`processors` is the record of `one_processor.py`."""
         self._record = record
         self._target = target
         self._journal = journal
         self._relay = relay
         self._belongings = belongings
         self._meter = meter
+        self._processors = processors
         self._clean_up = clean_up
 
     def local(self, remote: GrpcRemote, plan: Plan, options: Options, on_phase: OnPhase) -> CriuLocal:
@@ -61,7 +65,7 @@ class Coordinators:
             cargo=self._belongings.pack(remote, plan, options),
             root=self._target.identity,
             freeze_budget_seconds=options.freeze_budget_seconds,
-            guard=DumpGuard(),
+            guard=DumpGuard(self._processors),
         )
         self._journal.note(
             pid=self._target.pid,

@@ -242,10 +242,12 @@ class Criu:
     async def _prepare(self, criu: Child, victim: Victim) -> None:
         if self._guard is None:
             return
-        hurry(criu.pid)
-        await self._guard.watch(criu.pid, victim.pid)
         if self._operation == "dump":
+            hurry(criu.pid)
+            await self._guard.watch(criu.pid, victim.pid)
             await self._guard.note_frozen()  # a little early: nobody tells us when
+        else:
+            await self._guard.watch(criu.pid, victim.pid, is_told=False)
 
 
 async def stopped(pid: int) -> None:
