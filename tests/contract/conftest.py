@@ -1,4 +1,4 @@
-"""A tree that a test moves, and its move."""
+"""A tree that a test moves, and its move; a destination."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.contract.local_move import (
     Move,
     Tree,
 )
+from tests.contract.remote_destination import Destination, destination
 from tests.fakes.remote import ScriptedRemote
 from tests.node.criu_victims import no_leaks, start_victim
 
@@ -36,3 +37,9 @@ async def move(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
         remote = ScriptedRemote()
         yield Move(tree, remote, tmp_path / "images")
         remote.close()
+
+
+@pytest.fixture
+async def there(tmp_path: Path) -> AsyncIterator[Destination]:
+    async with destination(tmp_path / "node-b") as there:
+        yield there
