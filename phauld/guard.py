@@ -23,7 +23,10 @@ from phaul_client.tls import Tls
 from phauld.access import Policy, parse_policy, peer_name
 
 POLICY_FILE: Final = "policy.toml"
-POLICY_REMEDY: Final = "it needs [peers.NAME] with receive_from, send_to or administer = true, see docs/security.md"
+POLICY_REMEDY: Final = (
+    "it needs [peers.NAME] with receive_from, send_to or administer = true, such as the line "
+    "peers.node-b = {receive_from = true, send_to = true}, see docs/security.md"
+)
 #: A file that was written less than this ago may be written again without a trace in its times.
 SETTLED_SECONDS: Final = 2.0
 #: The name in the certificate of whoever makes the call that runs; empty on the unix socket and without TLS.

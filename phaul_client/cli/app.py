@@ -72,7 +72,8 @@ def _as_int(value: Any) -> int:
 
 def _usage_error(error: click.ClickException) -> PhaulError:
     context = error.ctx if isinstance(error, click.UsageError) else None
-    remedy = f"{context.command_path} --help" if context is not None else ""
+    # an option without its value is told by the parser, which knows no command
+    remedy = f"{context.command_path if context is not None else 'phaul'} --help"
     return PhaulError(error.format_message(), reason="INVALID_ARGUMENT", remedy=remedy)
 
 

@@ -30,6 +30,12 @@ async def certs(session: Session, action: str, ca: Path, name: str, out: Path | 
             raise InvalidRequest("issue needs --name and --out")
         else:
             maker.issue(ca, name, out, days)
-            session.show({"name": name, "directory": str(out)}, f"made the certificate of {name} in {out}")
+            session.show({"name": name, "directory": str(out)}, _made(name, out))
     except OSError as exc:
         raise InvalidRequest(f"{exc.filename}: {exc.strerror}") from exc
+
+
+def _made(name: str, directory: Path) -> str:
+    policy = directory / "policy.toml"
+    told = f"made the certificate of {name} in {directory}"
+    return told if policy.exists() else f"{told}; phauld also wants {policy}, which says who may do what"

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phaul.v1 import types_pb2
+from phaul_client.cli.app import main
 from phaul_client.cli.connection import parse_daemon, parse_host_port, tls_directory
 from phaul_client.cli.migrations import matching
+from phaul_client.cli.outcomes import ExitCode
 from phaul_client.cli.parameters import parse_grace, parse_signal, parse_target, parse_variable
 from phaul_client.cli.requests import build_options, words
 from phaul_client.cli.workloads import build_spec, free_name
@@ -218,3 +220,10 @@ def test_where_certificates_are(tmp_path: Path) -> None:
     assert tls_directory("127.0.0.1:7707", "", standard) is None
     assert tls_directory("127.0.0.1:7707", "/elsewhere", standard) == Path("/elsewhere")
     assert tls_directory("unix:/run/x.sock", "/elsewhere", standard) is None
+
+
+def test_an_option_without_its_value_has_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "x", "--html"]) == ExitCode.USAGE
+    told = capsys.readouterr().err
+    assert "'--html' requires an argument" in told
+    assert "remedy: phaul --help" in told
