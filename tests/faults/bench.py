@@ -25,7 +25,7 @@ from tests.nodes import PROGRAMS, Nodes, two_nodes
 from tests.started import Process
 
 START_SECONDS: Final = 20.0
-SETTLE_SECONDS: Final = 40.0
+SETTLE_SECONDS: Final = 90.0
 LEASE_SECONDS: Final = 3.0
 RESTARTS: Final = 20
 POLL_SECONDS: Final = 0.02
@@ -75,13 +75,8 @@ class Bench:
 
     async def start_daemon(self, name: str) -> None:
         """Start a node's phauld."""
-        await self.nodes[name].start_phauld(
-            criu=self._programs[name],
-            memory_images_dir=MEMORY_DIR,
-            lease_seconds=LEASE_SECONDS,
-            log_level="debug",
-            **self.settings,
-        )
+        settings = {"lease_seconds": LEASE_SECONDS, "log_level": "debug", **self.settings}
+        await self.nodes[name].start_phauld(criu=self._programs[name], memory_images_dir=MEMORY_DIR, **settings)
 
     async def kill_daemon(self, name: str, *, restart_after_seconds: float | None = 0.3) -> None:
         """SIGKILL phauld, and start it again a little later, beside what the test does then."""

@@ -133,7 +133,8 @@ class Run:
 
     async def _kill_criu(self, key: str) -> None:
         self._bench.gates.kill_criu(key)
-        if not self._point.at.startswith(key):  # else its wrapper waits for us
+        at = ":".join(self._point.at.split(":")[:2])
+        if self._bench.gates.criu.get(at) != self._bench.gates.criu[key]:  # else its wrapper waits for us
             await self._bench.gates.until_gone(key)
             await asyncio.sleep(0.05)
 
@@ -213,7 +214,7 @@ class Run:
                 await node.run(["mount", "-o", f"remount,{option}", directory])
 
         async def undo() -> None:
-            await asyncio.sleep(FULL_SECONDS)
+            await self._bench.settle(self._migration_id)  # however long it takes to come to the first file
             await remount("rw")
 
         await remount("ro")

@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 from phauld.guarding.dump_hold import DumpGuard
-from tests.faults.instants import PTRACE_CONT, Criu, Tools, Victim, may_be_real_time
+from tests.faults.instants import BEAT_SECONDS, PTRACE_CONT, Criu, Tools, Victim, may_be_real_time
 
 pytestmark = [
     pytest.mark.criu,
@@ -34,6 +34,7 @@ SHAPES: Final = {
     "eight-threads": (1, 8, 0, 20, 6),
     "four-processes": (4, 1, 0, 12, 4),
 }
+HARMED_SECONDS: Final = 3.0  #: who stands still that long without a guard was harmed
 CASES: Final = [
     (name, operation, count)
     for name, shape in SHAPES.items()
@@ -98,6 +99,7 @@ async def _kill(
         assert victim.harm() == ""
         for instant in _chosen(calls, count, are_caught=may_be_real_time()):
             assert await criu.run(victim, KILLED_AT=str(instant)) == -9
+            victim.patience_seconds = BEAT_SECONDS if guard else HARMED_SECONDS
             outcomes[instant] = victim.harm()
             if outcomes[instant]:
                 victim.end()

@@ -26,7 +26,7 @@ from tests.faults.points import POINTS, Point
 pytestmark = [pytest.mark.criu, pytest.mark.timeout(1200)]
 
 LANES: Final = 2
-POINT_SECONDS: Final = 75.0
+POINT_SECONDS: Final = 150.0
 _NUMBERS: Final = itertools.count(1)
 Outcome = Judgement | str  #: or what went wrong instead
 
