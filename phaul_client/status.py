@@ -179,7 +179,8 @@ def _cut(text: str, kept_bytes: slice) -> str:
 
 def _short(details: str) -> str:
     """The cause inside gRPC's long text."""
-    cause = details.rpartition(": ")[2].strip(" )]") or details
+    # a certificate that is not trusted ends with ": OK"
+    cause = details.removesuffix(": OK").rpartition(": ")[2].strip(" )]") or details
     named = re.match(r"(?:recvmsg:)?(.*?) \(\d+$", cause)  # "recvmsg:Connection reset by peer (104)"
     return named[1] if named else cause
 

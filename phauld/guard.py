@@ -76,7 +76,9 @@ class Guard:
             fingerprint = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).hexdigest()
             why = self.policy().refusal(method, sans, fingerprint)
         if why:
-            raise PhaulError(f"{method} is not allowed: {why}", reason="UNAUTHORIZED", remedy=f"{POLICY_FILE} there")
+            raise PhaulError(
+                f"{method} is not allowed: {why}", reason="UNAUTHORIZED", remedy=f"{POLICY_FILE} there says who may"
+            )
         CALLER.set(peer_name(sans) or "")
 
     def pipe_tls(self, peer: str) -> PipeTls:

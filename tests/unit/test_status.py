@@ -187,6 +187,14 @@ def test_long_texts_fit_the_metadata(character: str) -> None:
             PeerUnavailable,
             "not reachable (Connection reset by peer)",
         ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Tls handshake failed "
+            "(TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:OPENSSL_internal:"
+            "CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate: OK",
+            PeerUnavailable,
+            "not reachable (unable to get local issuer certificate)",
+        ),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", PeerUnavailable, "no answer in time"),
         (grpc.StatusCode.UNKNOWN, "", PeerUnavailable, "not reachable"),
         (grpc.StatusCode.UNIMPLEMENTED, "Method not found!", PeerRefused, "UNIMPLEMENTED: Method not found!"),
