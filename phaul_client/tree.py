@@ -9,10 +9,12 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+
+from phaul_criu.processes import descendants as descendants
 
 KILL_TIMEOUT_SECONDS: Final = 10.0
 SETTLE_SECONDS: Final = 1.0  #: a pending SIGSTOP takes effect at once, but for a task in the middle of a page fault
@@ -161,18 +163,6 @@ def shares_namespace(pid: int, kind: str) -> bool:
 def stopped_pids(root: int) -> frozenset[int]:
     """The processes of the tree that somebody has stopped (SIGSTOP, a debugger's stop) while it runs freely."""
     return frozenset(pid for pid in descendants(root) if _status_field(pid, "State")[:1] in _STOPPED)
-
-
-def descendants(root: int) -> Iterator[int]:
-    """The PIDs of a tree as it stands now, its root first."""
-    pending = [root]
-    while pending:
-        pid = pending.pop()
-        yield pid
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    pending += map(int, _read(f"/proc/{pid}/task/{task}/children").split())
 
 
 def waits_for_pages(root: int) -> bool:

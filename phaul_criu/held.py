@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import suppress
-from pathlib import Path
+
+from phaul_criu.processes import descendants
 
 
 class HeldTree:
@@ -27,7 +28,7 @@ class HeldTree:
             return
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, 0)  # alive, so that the PID is still this process's
-            for pid in _descendants(self._pid):
+            for pid in list(descendants(self._pid))[1:]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -38,15 +39,3 @@ class HeldTree:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
-
-
-def _descendants(root: int) -> list[int]:
-    found: list[int] = []
-    queue = [root]
-    while queue:
-        for listing in Path(f"/proc/{queue.pop()}/task").glob("*/children"):
-            with suppress(OSError):
-                pids = [int(word) for word in listing.read_text().split()]
-                found += pids
-                queue += pids
-    return found

@@ -3,6 +3,8 @@
 import os
 import signal
 
+from phaul_criu import processes
+
 PF_EXITING = 4  # include/linux/sched.h
 
 
@@ -26,17 +28,7 @@ def children() -> list[int]:
 
 def descendants(roots: list[int]) -> list[int]:
     """The PIDs of trees as they stand now."""
-    found, pending = [], list(roots)
-    while pending:
-        pid = pending.pop()
-        found.append(pid)
-        try:
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
-                    pending += [int(child) for child in file.read().split()]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
+    return list(processes.descendants(*roots))
 
 
 def was_killed(child: int) -> bool:
