@@ -65,6 +65,7 @@ class Pair:
         self._options = options
         self._count = 0
         self.before: dict[str, Inventory] = {}
+        self.all_of_it = False  #: with --all, phauld's descriptors are counted, too
 
     async def move(self, source: str) -> migrations_pb2.Migration:
         """The record of an attempt that is over."""
@@ -154,6 +155,7 @@ async def test_registers(tools: Tools, tmp_path: Path, pytestconfig: pytest.Conf
     async with pair(tools, tmp_path, "victim", options) as both:
         victim = Workload(tools, tmp_path / "victim", both.made, *SHAPE)
         await victim.start()
+        both.all_of_it = bool(pytestconfig.getoption("--all"))
         calls = await both.calls()
         assert victim.look() == ""
         for instant in chosen(calls, pytestconfig):
@@ -194,6 +196,7 @@ async def test_connections(tools: Tools, tmp_path: Path, pytestconfig: pytest.Co
             [*python, str(VICTIMS / "tcp_client.py"), str(result), ADDRESS, str(PORT), "3"]
         )
         await progress(result)
+        both.all_of_it = bool(pytestconfig.getoption("--all"))
         calls = await both.calls()
         for instant in chosen(calls, pytestconfig):
             with both.criu["a"].killed_at(instant):
