@@ -47,7 +47,7 @@ async def test_a_daemon_killed_at_a_named_step(tmp_path: Path) -> None:
         spec = types_pb2.WorkloadSpec(name="echo", argv=argv)
         await made.node_service("a").RunWorkload(node_pb2.RunWorkloadRequest(spec=spec), timeout=20)
         await listening(nodes.a, PORT + 1)
-        for node in made.nodes.values():  # else see _forgets
+        for node in made.nodes.values():  # else see forgets
             await node.run(["sysctl", "-qw", "net.ipv4.tcp_orphan_retries=1"], check=True)
         result = tmp_path / "client.json"
         words = [*python, str(VICTIMS / "tcp_client.py"), str(result), ADDRESS, str(PORT), "3"]
@@ -83,7 +83,7 @@ async def test_a_daemon_killed_at_a_named_step(tmp_path: Path) -> None:
             await made.settle(f"step-{number}", source=source)
             await progress(result)
             here = "a" if await has_address(nodes.a) else "b"
-            await _forgets(made.nodes["b" if here == "a" else "a"])
+            await forgets(made.nodes["b" if here == "a" else "a"])
             async with at_one_node(nodes, made.nodes[here]):
                 print(f"{boundary}, {killed} killed: {source} -> {here}")
         await client.stop()
@@ -97,7 +97,7 @@ def roles_of(source: str) -> dict[str, str]:
     return {"S": source, "D": "b" if source == "a" else "a"}
 
 
-async def _forgets(node: Node) -> None:
+async def forgets(node: Node) -> None:
     """Wait for the kernel's end of connections of a tree that phaul, not criu, had to kill there.
 
     Until it has given up to tell the other end of them (minutes; a sysctl), the tree cannot come back: criu cannot make

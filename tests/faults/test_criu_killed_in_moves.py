@@ -24,6 +24,7 @@ from phaul.v1.types_pb2 import Options
 from tests.faults.bench import Bench, bench
 from tests.faults.instants import PTRACE_CONT, Tools, may_be_real_time
 from tests.faults.moving import KillableCriu, Workload
+from tests.faults.test_addresses import forgets
 from tests.inventory import Inventory, at_rest
 from tests.node.test_move_address import ADDRESS, PORT, VICTIMS, at_one_node, give, has_address, listening, progress
 from tests.node.test_postcopy import large_pipes
@@ -187,6 +188,8 @@ async def test_connections(tools: Tools, tmp_path: Path, pytestconfig: pytest.Co
     async with pair(tools, tmp_path, "echo", options) as both:
         nodes = Nodes(both.made.nodes["a"], both.made.nodes["b"], both.made.client)
         await give(nodes.a)
+        for node in nodes[:2]:  # see `forgets`
+            await node.run(["sysctl", "-qw", "net.ipv4.tcp_orphan_retries=1"], check=True)
         python = [sys.executable, "-I", "-S"]
         spec = types_pb2.WorkloadSpec(name="echo", argv=[*python, str(VICTIMS / "tcp_echo.py"), ADDRESS, str(PORT)])
         await both.made.node_service("a").RunWorkload(node_pb2.RunWorkloadRequest(spec=spec), timeout=20)
@@ -210,6 +213,7 @@ async def test_connections(tools: Tools, tmp_path: Path, pytestconfig: pytest.Co
             seen = json.loads(result.read_text())
             assert (seen["wrong"], seen["resets"]) == (0, 0), f"{instant}: {record} {seen}\n{both.logs()}"
             if moved:
+                await forgets(nodes.a)
                 await both.moves("b")
             assert (left := await both.left()) == "", f"{instant}: {left}\n{both.logs()}"
         print(f"{len(calls)} instants; {dict(tally)}")
