@@ -172,6 +172,7 @@ kept = open(path("a"), "wb"); os.link(path("a"), path("c")); os.unlink(path("a")
 open(path("ready"), "w").close(); os.kill(os.getpid(), 19)
 """,
         codes=codes("stopped"),
+        stops=True,
     ),
     Case(
         name="tcp-closed-by-both",

@@ -149,6 +149,8 @@ class Case:
     pid: Callable[[Stage], int] | None = None
     #: Move the first child of the program.
     move_child: bool = False
+    #: It stops itself once it has said that it is ready.
+    stops: bool = False
     #: criu is not asked, because it could not be or must not be; `moves` is then what is known of it.
     ask_criu: bool = True
 
@@ -217,6 +219,8 @@ def start(case: Case, stage: Stage) -> subprocess.Popen[bytes]:
             why = errors.read_text() if errors.exists() else f"exit status {popen.returncode}"
             raise NotStarted(f"{case.name} does not run here: {why}")
         time.sleep(0.005)
+    if case.stops:
+        os.waitid(os.P_PID, popen.pid, os.WSTOPPED | os.WNOWAIT)
     while case.argv and popen.poll() is None and not _sleeps(popen.pid):  # it cannot say that it is ready
         time.sleep(0.001)
     return popen
