@@ -94,7 +94,7 @@ async def says(node: Node, lines: list[str]) -> None:
     async def said() -> list[str]:
         return (await node.phaul("logs", "program")).stdout.split()
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (seen := await said()) != lines:
             assert seen == lines[: len(seen)], seen
             await asyncio.sleep(0.05)
