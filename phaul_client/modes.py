@@ -162,13 +162,13 @@ def _auto_mode(wish: Wish, source: NodeCapabilities, destination: NodeCapabiliti
     postcopy_problems = _mode_problems(Mode.POST_COPY, wish, source, destination)
     round_problems = _mode_problems(Mode.PRE_COPY, wish, source, destination)
     may_postcopy = wish.allow_postcopy and wish.restore_mode is not RestoreMode.EAGER and not postcopy_problems
-    obstacles = tuple(problem.cause for problem in postcopy_problems) if wish.allow_postcopy else ()
+    obstacles = tuple(f"no post-copy: {each.cause}" for each in postcopy_problems) if wish.allow_postcopy else ()
     if not round_problems and may_postcopy:
         return Mode.HYBRID, (
             f"hybrid: {source.name} tracks memory, and post-copy is allowed should rounds not reach the goal",
         )
     if not round_problems:
-        return Mode.PRE_COPY, (f"pre-copy: {source.name} tracks memory", *_no_postcopy(obstacles))
+        return Mode.PRE_COPY, (f"pre-copy: {source.name} tracks memory", *obstacles)
     no_rounds = f"no rounds: {round_problems[0].cause}"
     pause_seconds = stop_copy_pause_seconds(wish)
     figure = f"about {pause_seconds:.2g} s{'' if wish.bandwidth_bytes_per_second else ' at an assumed 1 Gbit/s'}"
@@ -177,11 +177,7 @@ def _auto_mode(wish: Wish, source: NodeCapabilities, destination: NodeCapabiliti
     if may_postcopy:
         return Mode.POST_COPY, (no_rounds, "post-copy: it is allowed, and stop-copy would not reach the goal")
     reasons = [no_rounds, "stop-copy: the only mode left" + (f"; expect {figure}" if wish.memory_bytes else "")]
-    return Mode.STOP_COPY, (*reasons, *_no_postcopy(obstacles))
-
-
-def _no_postcopy(obstacles: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"no post-copy: {cause}" for cause in obstacles)
+    return Mode.STOP_COPY, (*reasons, *obstacles)
 
 
 def _restore_mode(wish: Wish, mode: Mode, destination: NodeCapabilities) -> tuple[RestoreMode, str]:
@@ -234,8 +230,10 @@ def _version(node: NodeCapabilities) -> str:
 
 
 def _mode_problems(mode: Mode, wish: Wish, source: NodeCapabilities, destination: NodeCapabilities) -> list[Problem]:
-    problems = [] if mode is Mode.STOP_COPY else _mapping_problems(wish, destination)
-    if mode is not Mode.STOP_COPY and wish.address_space_bytes > MAX_ADDRESS_SPACE_BYTES:
+    if mode is Mode.STOP_COPY:
+        return []
+    problems = _mapping_problems(wish, destination)
+    if wish.address_space_bytes > MAX_ADDRESS_SPACE_BYTES:
         problems.append(
             Problem(
                 code=ProblemCode.ADDRESS_SPACE,
@@ -281,12 +279,11 @@ def _lazy_problems(destination: NodeCapabilities) -> list[Problem]:
 def _mapping_problems(wish: Wish, destination: NodeCapabilities) -> list[Problem]:
     if not 0 < destination.mapping_limit_bytes < wish.mapping_bytes:
         return []
-    sizes = f"{wish.mapping_bytes >> 30} GiB in one piece, used or not"
-    limit = f"{destination.name} maps {destination.mapping_limit_bytes >> 30} at most"
     return [
         Problem(
             code=ProblemCode.OVERCOMMIT,
-            cause=f"the tree has reserved {sizes}; {limit}",
+            cause=f"the tree has reserved {wish.mapping_bytes >> 30} GiB in one piece, used or not; "
+            f"{destination.name} maps {destination.mapping_limit_bytes >> 30} at most",
             remedy="sysctl -w vm.overcommit_memory=1 there, or a stop-copy with an eager restore",
         )
     ]
